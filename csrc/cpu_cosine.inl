@@ -1,0 +1,325 @@
+// The voxel-wise cosine loss on the CPU, its own and fused with the alignment of its target.
+//
+// Per voxel: cos = ⟨p, z⟩ / (|p| |z|), loss 2 − 2·cos. A voxel whose |p| or |z| is under eps is dead: cos 0,
+// no gradient (its stored inverse norms are 0).
+
+#include <cmath>
+#include <limits>
+
+namespace pgl_ops {
+namespace PGL_OPS_ISA {
+namespace {
+
+// Voxels held at once: their sums stay in the first-level cache.
+constexpr int64_t kVoxelTile = 128;
+// Independent partial sums over channels that lie side by side: one vector of any instruction set.
+constexpr int64_t kLanes = 16;
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// What one voxel's channels are summed to.
+template <typename A>
+struct CosineSums {
+  A dot, square_p, square_z;
+};
+
+template <typename A>
+struct CosineResult {
+  A cos, inverse_p, inverse_z;
+};
+
+// Squares outside this range lose precision or overflow; such a voxel is summed again, scaled.
+template <typename A>
+inline bool squares_are_safe(A square) {
+  constexpr A low = sizeof(A) == 8 ? A(1e-250) : A(1e-30), high = sizeof(A) == 8 ? A(1e250) : A(1e30);
+  return square >= low && square <= high;
+}
+
+// |x| by the largest entry, so that squares can neither overflow nor vanish. Returns the scaled entry's norm
+// and the scale: |x| = norm · scale.
+template <typename A, typename At>
+inline void scaled_norm(At at, int64_t channels, A* norm, A* scale) {
+  A largest = 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    const A size = std::fabs(at(c));
+    if (!(size <= largest)) largest = size;  // keeps NaN
+  }
+  *scale = largest;
+  *norm = 0;
+  if (largest == 0) return;
+  A sum = 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    const A x = at(c) / largest;
+    sum += x * x;
+  }
+  *norm = std::sqrt(sum);
+}
+
+// From a voxel's sums to cos and inverse norms; `p` and `z` give its channels in case they must be summed
+// again.
+template <typename A, typename P, typename Z>
+inline CosineResult<A> finish_cosine(const CosineSums<A>& sums, double eps, int64_t channels, P p, Z z) {
+  const A threshold = eps > std::numeric_limits<A>::min() ? static_cast<A>(eps) : std::numeric_limits<A>::min();
+  const bool safe = squares_are_safe(sums.square_p) && squares_are_safe(sums.square_z);
+  if (safe) {
+    const A norm_p = std::sqrt(sums.square_p), norm_z = std::sqrt(sums.square_z);
+    if (norm_p < threshold || norm_z < threshold) return {0, 0, 0};
+    const A cos = sums.dot / (norm_p * norm_z);
+    return {cos > 1 ? A(1) : (cos < -1 ? A(-1) : cos), 1 / norm_p, 1 / norm_z};
+  }
+  A norm_p, norm_z, scale_p, scale_z;
+  scaled_norm<A>(p, channels, &norm_p, &scale_p);
+  scaled_norm<A>(z, channels, &norm_z, &scale_z);
+  // The product may overflow to infinity, which is not under the threshold: what is meant.
+  if (norm_p * scale_p < threshold || norm_z * scale_z < threshold) return {0, 0, 0};
+  A dot = 0;
+  for (int64_t c = 0; c < channels; ++c) dot += (p(c) / scale_p) * (z(c) / scale_z);
+  const A cos = dot / (norm_p * norm_z);
+  return {cos > 1 ? A(1) : (cos < -1 ? A(-1) : cos), 1 / norm_p / scale_p, 1 / norm_z / scale_z};
+}
+
+template <typename T>
+inline void write_voxel(const CosineForward<T>& args, int64_t sample, int64_t voxel,
+                        const CosineResult<Accumulate<T>>& result) {
+  const int64_t i = sample * args.voxels + voxel, all = args.samples * args.voxels;
+  const Accumulate<T> loss = 2 - 2 * result.cos;
+  args.loss[i] = args.weight ? loss * args.weight[i] : loss;
+  if (args.saved) {
+    args.saved[i] = result.cos;
+    args.saved[all + i] = result.inverse_p;
+    args.saved[2 * all + i] = result.inverse_z;
+  }
+}
+
+// Sums over channels that lie side by side.
+template <typename T>
+inline CosineSums<Accumulate<T>> sum_channels(const T* __restrict p, const T* __restrict z, int64_t channels) {
+  using A = Accumulate<T>;
+  A dot[kLanes] = {}, pp[kLanes] = {}, zz[kLanes] = {};
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      const A x = widen(p[c + i]), y = widen(z[c + i]);
+      dot[i] += x * y;
+      pp[i] += x * x;
+      zz[i] += y * y;
+    }
+  }
+  for (int64_t i = 0; c < channels; ++c, ++i) {
+    const A x = widen(p[c]), y = widen(z[c]);
+    dot[i] += x * y;
+    pp[i] += x * x;
+    zz[i] += y * y;
+  }
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) {
+      dot[i] += dot[i + half];
+      pp[i] += pp[i + half];
+      zz[i] += zz[i + half];
+    }
+  }
+  return {dot[0], pp[0], zz[0]};
+}
+
+// Adds one channel of `n` voxels to their sums.
+template <typename A, typename P, typename Z>
+inline void add_channel(A* __restrict dot, A* __restrict pp, A* __restrict zz, P p, Z z, int64_t n) {
+  for (int64_t v = 0; v < n; ++v) {
+    const A x = p(v), y = z(v);
+    dot[v] += x * y;
+    pp[v] += x * x;
+    zz[v] += y * y;
+  }
+}
+
+template <typename T>
+void cosine_forward(const CosineForward<T>& args, int64_t sample, Range voxels) {
+  using A = Accumulate<T>;
+  const auto& fp = args.prediction;
+  const auto& fz = args.target;
+  const T* p0 = fp.data + sample * fp.sample_stride;
+  const T* z0 = fz.data + sample * fz.sample_stride;
+  const auto finish = [&](int64_t v, const CosineSums<A>& sums) {
+    const T *p = p0 + v * fp.voxel_stride, *z = z0 + v * fz.voxel_stride;
+    write_voxel(args, sample, v,
+                finish_cosine<A>(
+                    sums, args.eps, args.channels, [&](int64_t c) { return widen(p[c * fp.channel_stride]); },
+                    [&](int64_t c) { return widen(z[c * fz.channel_stride]); }));
+  };
+  if (fp.channel_stride == 1 && fz.channel_stride == 1 && fp.voxel_stride != 1) {
+    for (int64_t v = voxels.begin; v < voxels.end; ++v) {
+      finish(v, sum_channels(p0 + v * fp.voxel_stride, z0 + v * fz.voxel_stride, args.channels));
+    }
+    return;
+  }
+  const bool unit = fp.voxel_stride == 1 && fz.voxel_stride == 1;
+  for (int64_t v = voxels.begin; v < voxels.end; v += kVoxelTile) {
+    const int64_t n = smaller(kVoxelTile, voxels.end - v);
+    A dot[kVoxelTile] = {}, pp[kVoxelTile] = {}, zz[kVoxelTile] = {};
+    for (int64_t c = 0; c < args.channels; ++c) {
+      const T* p = p0 + c * fp.channel_stride + v * fp.voxel_stride;
+      const T* z = z0 + c * fz.channel_stride + v * fz.voxel_stride;
+      if (unit) {
+        add_channel(dot, pp, zz, [=](int64_t i) { return widen(p[i]); },
+                    [=](int64_t i) { return widen(z[i]); }, n);
+      } else {
+        add_channel(dot, pp, zz, [=](int64_t i) { return widen(p[i * fp.voxel_stride]); },
+                    [=](int64_t i) { return widen(z[i * fz.voxel_stride]); }, n);
+      }
+    }
+    for (int64_t i = 0; i < n; ++i) finish(v + i, {dot[i], pp[i], zz[i]});
+  }
+}
+
+// ∂loss/∂p = −2·scale·(ẑ − cos·p̂)/|p| with ẑ = z/|z|, p̂ = p/|p|; ∂loss/∂z by exchanging the two.
+template <typename A>
+inline A cosine_gradient(A scale, A cos, A own, A inverse_own, A other, A inverse_other) {
+  return scale * inverse_own * (other * inverse_other - cos * (own * inverse_own));
+}
+
+template <typename T>
+void cosine_backward(const CosineBackward<T>& args, int64_t sample, Range voxels) {
+  using A = Accumulate<T>;
+  const auto &fp = args.prediction, &fz = args.target;
+  const auto &gp = args.grad_prediction, &gz = args.grad_target;
+  const int64_t all = args.samples * args.voxels;
+  const A* scale = args.scale + sample * args.voxels;
+  const A* cos = args.saved + sample * args.voxels;
+  const A *inverse_p = cos + all, *inverse_z = cos + 2 * all;
+  const T* p0 = fp.data + sample * fp.sample_stride;
+  const T* z0 = fz.data + sample * fz.sample_stride;
+  T* gp0 = gp.data ? gp.data + sample * gp.sample_stride : nullptr;
+  T* gz0 = gz.data ? gz.data + sample * gz.sample_stride : nullptr;
+  const auto one = [&](int64_t v, int64_t c, int64_t sp, int64_t sz, int64_t sgp, int64_t sgz) {
+    const A x = widen(p0[v * sp + c * fp.channel_stride]), y = widen(z0[v * sz + c * fz.channel_stride]);
+    const bool live = inverse_p[v] != 0;
+    const A s = -2 * scale[v];
+    if (gp0) {
+      const A g = cosine_gradient(s, cos[v], x, inverse_p[v], y, inverse_z[v]);
+      gp0[v * sgp + c * gp.channel_stride] = Narrow<T>::from(live ? g : A(0));
+    }
+    if (gz0) {
+      const A g = cosine_gradient(s, cos[v], y, inverse_z[v], x, inverse_p[v]);
+      gz0[v * sgz + c * gz.channel_stride] = Narrow<T>::from(live ? g : A(0));
+    }
+  };
+  const bool channels_inside = fp.channel_stride == 1 && fz.channel_stride == 1 && fp.voxel_stride != 1;
+  if (channels_inside) {
+    for (int64_t v = voxels.begin; v < voxels.end; ++v) {
+      for (int64_t c = 0; c < args.channels; ++c) {
+        one(v, c, fp.voxel_stride, fz.voxel_stride, gp.voxel_stride, gz.voxel_stride);
+      }
+    }
+    return;
+  }
+  const bool unit = fp.voxel_stride == 1 && fz.voxel_stride == 1 && (!gp0 || gp.voxel_stride == 1) &&
+                    (!gz0 || gz.voxel_stride == 1);
+  for (int64_t v = voxels.begin; v < voxels.end; v += kVoxelTile) {
+    const int64_t end = smaller(v + kVoxelTile, voxels.end);
+    for (int64_t c = 0; c < args.channels; ++c) {
+      if (unit) {
+        for (int64_t i = v; i < end; ++i) one(i, c, 1, 1, 1, 1);
+      } else {
+        for (int64_t i = v; i < end; ++i) {
+          one(i, c, fp.voxel_stride, fz.voxel_stride, gp.voxel_stride, gz.voxel_stride);
+        }
+      }
+    }
+  }
+}
+
+// Calls visit(row, d, h) with the aligned target of each of the RoI's rows, `row` [channels, w].
+template <typename T, typename Visit>
+inline void for_each_aligned_row(const AlignedCosine<T>& aligned, int64_t k, Range planes,
+                                 Accumulate<T>* scratch, Visit visit) {
+  const auto& roi = aligned.rois[k];
+  const int32_t width = aligned.size[2];
+  Accumulate<T>* row = scratch;
+  Accumulate<T>* sum = scratch + aligned.channels * width;
+  for (int64_t d = planes.begin; d < planes.end; ++d) {
+    for (int32_t h = 0; h < aligned.size[1]; ++h) {
+      if (aligned.features.stride[1] == 1 && aligned.features.stride[4] != 1) {
+        align_row_channels(row, sum, aligned.features, roi, {0, aligned.channels}, static_cast<int32_t>(d), h);
+        visit(row, int64_t{1}, aligned.channels, d, h);
+      } else {
+        for (int64_t c = 0; c < aligned.channels; ++c) {
+          align_row(row + c * width, sum, aligned.features, roi, c, static_cast<int32_t>(d), h);
+        }
+        visit(row, int64_t{width}, int64_t{1}, d, h);
+      }
+    }
+  }
+}
+
+template <typename T>
+void aligned_forward(const AlignedCosine<T>& aligned, const CosineForward<T>& args, int64_t k, Range planes,
+                     Accumulate<T>* scratch) {
+  using A = Accumulate<T>;
+  const int64_t width = aligned.size[2];
+  const auto& volume = aligned.prediction;
+  for_each_aligned_row(aligned, k, planes, scratch,
+                       [&](const A* z, int64_t z_channel, int64_t z_voxel, int64_t d, int64_t h) {
+    const T* p = volume.data + k * volume.stride[0] + d * volume.stride[2] + h * volume.stride[3];
+    const int64_t voxel0 = (d * aligned.size[1] + h) * width;
+    for (int64_t w0 = 0; w0 < width; w0 += kVoxelTile) {
+      const int64_t n = smaller(kVoxelTile, width - w0);
+      A dot[kVoxelTile] = {}, pp[kVoxelTile] = {}, zz[kVoxelTile] = {};
+      for (int64_t c = 0; c < aligned.channels; ++c) {
+        const T* pc = p + c * volume.stride[1] + w0 * volume.stride[4];
+        const A* zc = z + c * z_channel + w0 * z_voxel;
+        if (volume.stride[4] == 1 && z_voxel == 1) {
+          add_channel(dot, pp, zz, [=](int64_t i) { return widen(pc[i]); },
+                      [=](int64_t i) { return zc[i]; }, n);
+        } else {
+          const int64_t stride = volume.stride[4];
+          add_channel(dot, pp, zz, [=](int64_t i) { return widen(pc[i * stride]); },
+                      [=](int64_t i) { return zc[i * z_voxel]; }, n);
+        }
+      }
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t w = w0 + i;
+        const auto result = finish_cosine<A>(
+            {dot[i], pp[i], zz[i]}, args.eps, aligned.channels,
+            [&](int64_t c) { return widen(p[c * volume.stride[1] + w * volume.stride[4]]); },
+            [&](int64_t c) { return z[c * z_channel + w * z_voxel]; });
+        write_voxel(args, k, voxel0 + w, result);
+      }
+    }
+  });
+}
+
+template <typename T>
+void aligned_backward(const AlignedCosine<T>& aligned, const CosineBackward<T>& args, int64_t k, Range planes,
+                      Accumulate<T>* scratch) {
+  using A = Accumulate<T>;
+  const int64_t width = aligned.size[2], all = args.samples * args.voxels;
+  const auto& volume = aligned.prediction;
+  const auto& grad = args.grad_prediction;
+  for_each_aligned_row(aligned, k, planes, scratch,
+                       [&](const A* z, int64_t z_channel, int64_t z_voxel, int64_t d, int64_t h) {
+    const T* p = volume.data + k * volume.stride[0] + d * volume.stride[2] + h * volume.stride[3];
+    const int64_t voxel0 = (d * aligned.size[1] + h) * width, i0 = k * args.voxels + voxel0;
+    const A *scale = args.scale + i0, *cos = args.saved + i0, *inverse_p = cos + all, *inverse_z = cos + 2 * all;
+    T* g = grad.data + k * grad.sample_stride + voxel0 * grad.voxel_stride;
+    const auto one = [&](int64_t c, int64_t w) {
+      const A x = widen(p[c * volume.stride[1] + w * volume.stride[4]]);
+      const A value = cosine_gradient(-2 * scale[w], cos[w], x, inverse_p[w], z[c * z_channel + w * z_voxel],
+                                      inverse_z[w]);
+      g[c * grad.channel_stride + w * grad.voxel_stride] =
+          Narrow<T>::from(inverse_p[w] != 0 ? value : A(0));
+    };
+    if (grad.channel_stride == 1) {
+      for (int64_t w = 0; w < width; ++w) {
+        for (int64_t c = 0; c < aligned.channels; ++c) one(c, w);
+      }
+    } else {
+      for (int64_t c = 0; c < aligned.channels; ++c) {
+        for (int64_t w = 0; w < width; ++w) one(c, w);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace PGL_OPS_ISA
+}  // namespace pgl_ops

@@ -1,0 +1,56 @@
+// Chooses, once, the instruction set whose kernels this processor runs.
+#include "cpu_kernels.h"
+
+namespace pgl_ops {
+namespace {
+
+enum class InstructionSet { baseline, avx2, avx512 };
+
+InstructionSet detect() {
+#ifdef PGL_OPS_X86_KERNELS
+  __builtin_cpu_init();
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return InstructionSet::avx512;
+  }
+  if (has_avx2) return InstructionSet::avx2;
+#endif
+  return InstructionSet::baseline;
+}
+
+InstructionSet chosen() {
+  static const InstructionSet set = detect();
+  return set;
+}
+
+}  // namespace
+
+template <typename T>
+const CpuKernels<T>& cpu_kernels() {
+#ifdef PGL_OPS_X86_KERNELS
+  if (chosen() == InstructionSet::avx512) return avx512::kernels<T>();
+  if (chosen() == InstructionSet::avx2) return avx2::kernels<T>();
+#endif
+  return baseline::kernels<T>();
+}
+
+template const CpuKernels<double>& cpu_kernels();
+template const CpuKernels<float>& cpu_kernels();
+template const CpuKernels<Half>& cpu_kernels();
+template const CpuKernels<BFloat16>& cpu_kernels();
+template const CpuKernels<uint8_t>& cpu_kernels();
+template const CpuKernels<int16_t>& cpu_kernels();
+
+const char* cpu_instruction_set() {
+  switch (chosen()) {
+    case InstructionSet::avx512:
+      return "avx512";
+    case InstructionSet::avx2:
+      return "avx2";
+    default:
+      return "baseline";
+  }
+}
+
+}  // namespace pgl_ops

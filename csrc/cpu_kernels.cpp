@@ -1,0 +1,39 @@
+// The CPU inner loops, compiled once for each instruction set (PGL_OPS_ISA names it; see CMakeLists.txt).
+//
+// Loops are written so that the compiler turns the innermost one into vector code: over W for contiguous
+// volumes, over the channels for channels_last_3d ones. No library header is included, since an inline
+// function shared between instruction sets would run where its instructions do not exist.
+#include "cpu_kernels.h"
+
+// clang-format off: the second uses the first
+#include "cpu_roi_align.inl"
+#include "cpu_cosine.inl"
+// clang-format on
+
+namespace pgl_ops {
+namespace PGL_OPS_ISA {
+
+template <typename T>
+const CpuKernels<T>& kernels() {
+  if constexpr (sizeof(Sampled<T>) == sizeof(T)) {
+    static constexpr CpuKernels<T> table{forward<T>,          forward_channels_last<T>,
+                                         backward<T>,         backward_channels_last<T>,
+                                         cosine_forward<T>,   cosine_backward<T>,
+                                         aligned_forward<T>,  aligned_backward<T>};
+    return table;
+  } else {
+    static constexpr CpuKernels<T> table{
+        forward<T>, forward_channels_last<T>, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    return table;
+  }
+}
+
+template const CpuKernels<double>& kernels();
+template const CpuKernels<float>& kernels();
+template const CpuKernels<Half>& kernels();
+template const CpuKernels<BFloat16>& kernels();
+template const CpuKernels<uint8_t>& kernels();
+template const CpuKernels<int16_t>& kernels();
+
+}  // namespace PGL_OPS_ISA
+}  // namespace pgl_ops

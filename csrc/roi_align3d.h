@@ -1,0 +1,68 @@
+// 3D RoIAlign: what the CPU and the CUDA entry share. Semantics: sampling.h and docs/ops.md.
+//
+// The op is separable: out[k] = W_d ⊗ W_h ⊗ W_w applied to input[batch(k)], each W a sparse matrix [bins,
+// voxels] of one RoI and axis. The backward pass applies the transposed matrices.
+#pragma once
+
+#include "sampling.h"
+#include "tensors.h"
+
+namespace pgl_ops {
+
+// The geometry of one call: the three axes and the RoIs.
+struct RoiGeometry {
+  Axis axes[3];       // D, H, W
+  int64_t n_rois;     // K
+  int64_t n_samples;  // N
+  int64_t channels;   // C
+};
+
+using OutputSize = std::vector<int64_t>;
+using Scales = std::vector<double>;
+using Ratios = std::vector<int64_t>;
+
+inline RoiGeometry roi_geometry(const std::vector<int64_t>& input_size, const Tensor& boxes,
+                                const OutputSize& output_size, const Scales& spatial_scale,
+                                const Ratios& sampling_ratio, bool aligned,
+                                const std::optional<Tensor>& flips) {
+  check_argument(input_size.size() == 5, "input must be a Tensor[N, C, D, H, W], got ", input_size.size(),
+                 " axes");
+  check_argument(boxes.dim() == 2 && boxes.size(1) == 7,
+                 "boxes must be a Tensor[K, 7], batch index first, got ", shape_text(boxes));
+  check_argument(boxes.scalar_type() == ScalarType::Float || boxes.scalar_type() == ScalarType::Double,
+                 "boxes must be float32 or float64");
+  check_argument(output_size.size() == 3, "output_size must hold three integers, got ", output_size.size());
+  check_argument(spatial_scale.size() == 3, "spatial_scale must hold three numbers, got ",
+                 spatial_scale.size());
+  check_argument(sampling_ratio.size() == 3, "sampling_ratio must hold three integers, got ",
+                 sampling_ratio.size());
+  if (flips) {
+    check_argument(flips->dim() == 2 && flips->size(0) == boxes.size(0) && flips->size(1) == 3,
+                   "flips must be a Tensor[", boxes.size(0), ", 3], got ", shape_text(*flips));
+    check_argument(flips->scalar_type() == ScalarType::Bool, "flips must be bool");
+    check_same_device("flips", *flips, boxes);
+  }
+  RoiGeometry geometry;
+  for (int axis = 0; axis < 3; ++axis) {
+    constexpr int64_t most = 1ll << 24;
+    const int64_t size = input_size[2 + axis], bins = output_size[axis], ratio = sampling_ratio[axis];
+    const double scale = spatial_scale[axis];
+    check_argument(size >= 1 && size <= most, "input must have 1 to 2^24 voxels on every spatial axis, got ",
+                   size);
+    check_argument(bins >= 1 && bins <= most, "output_size must be 1 to 2^24 on every axis, got ", bins);
+    check_argument(scale > 0 && scale <= 1e30, "spatial_scale must be positive and finite, got ", scale);
+    check_argument(ratio <= (1 << 20), "sampling_ratio must be at most 2^20, got ", ratio);
+    geometry.axes[axis] = {static_cast<int32_t>(size), static_cast<int32_t>(bins),
+                           static_cast<int32_t>(ratio > 0 ? ratio : 0), aligned, scale};
+  }
+  geometry.n_rois = boxes.size(0);
+  geometry.n_samples = input_size[0];
+  geometry.channels = input_size[1];
+  return geometry;
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  return {tensor.sizes().begin(), tensor.sizes().end()};
+}
+
+}  // namespace pgl_ops

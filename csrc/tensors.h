@@ -1,0 +1,100 @@
+// What every op's native entry needs: argument errors, dtype dispatch, strides, memory formats.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "number.h"
+
+namespace pgl_ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The stride of each axis in elements; sizes and strides are always 64-bit.
+using Strides5 = std::array<int64_t, 5>;
+
+// Torch shows std::invalid_argument to Python as ValueError.
+template <typename... Parts>
+void check_argument(bool holds, const Parts&... parts) {
+  if (holds) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+inline std::string shape_text(const Tensor& tensor) {
+  std::ostringstream text;
+  text << "Tensor[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
+  text << "]";
+  return text.str();
+}
+
+inline bool is_float_type(ScalarType type) {
+  return type == ScalarType::Double || type == ScalarType::Float || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
+inline ScalarType accumulate_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void check_same_device(const char* name, const Tensor& tensor, const Tensor& like) {
+  check_argument(tensor.device() == like.device(), name, " must be on the same device as the first argument");
+}
+
+// Calls function(element) with a value of the element type; integers only where `integers` says so.
+template <bool integers, typename Function>
+void dispatch_dtype(const char* name, ScalarType type, Function function) {
+  switch (type) {
+    case ScalarType::Double:
+      return function(double{});
+    case ScalarType::Float:
+      return function(float{});
+    case ScalarType::Half:
+      return function(Half{});
+    case ScalarType::BFloat16:
+      return function(BFloat16{});
+    default:
+      break;
+  }
+  if constexpr (integers) {
+    if (type == ScalarType::Byte) return function(uint8_t{});
+    if (type == ScalarType::Short) return function(int16_t{});
+  }
+  check_argument(false, name, " has a dtype that this op does not support");
+}
+
+inline Strides5 strides5(const Tensor& tensor) {
+  Strides5 strides;
+  for (int i = 0; i < 5; ++i) strides[i] = tensor.stride(i);
+  return strides;
+}
+
+// Whether the channels lie innermost, so that results should too. The Python registrations repeat this rule.
+inline bool is_channels_last(const Tensor& tensor) {
+  return tensor.size(1) > 1 && tensor.stride(1) == 1 && tensor.stride(4) != 1;
+}
+
+inline Tensor empty_volume(const std::vector<int64_t>& sizes, ScalarType type, const Tensor& like,
+                           bool channels_last) {
+  return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt,
+                              channels_last ? torch::headeronly::MemoryFormat::ChannelsLast3d
+                                            : torch::headeronly::MemoryFormat::Contiguous);
+}
+
+inline Tensor empty_flat(const std::vector<int64_t>& sizes, ScalarType type, const Tensor& like) {
+  return torch::stable::empty(sizes, type, std::nullopt, like.device());
+}
+
+}  // namespace pgl_ops

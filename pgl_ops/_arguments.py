@@ -1,0 +1,178 @@
+"""Argument checks shared by the ops and their reference twins.
+
+Only what can be read without touching a tensor's data is checked here (a read would synchronise a GPU and
+break ``torch.compile``); the kernels check the boxes' values.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGER_DTYPES = (torch.uint8, torch.int16)
+REDUCTIONS = ("none", "mean", "sum")
+MAX_SAMPLING_RATIO = 2**20
+
+
+def describe(value: object) -> str:
+    """A short description of a wrong argument for an error message."""
+    if isinstance(value, Tensor):
+        return f"Tensor{list(value.shape)} of {value.dtype} on {value.device}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype]) -> Tensor:
+    """Raises TypeError unless ``value`` is a dense tensor of one of ``dtypes``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {describe(value)}")
+    if value.dtype not in dtypes:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{name} must have one of the dtypes {allowed}, got {describe(value)}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
+    return value
+
+
+def check_same_device(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    """Raises ValueError unless both tensors live on one device."""
+    if value.device != like.device:
+        raise ValueError(
+            f"{name} must be on the same device as {like_name} ({like.device}), got {describe(value)}"
+        )
+
+
+def as_triple(name: str, value: object, kind: type) -> list:
+    """One number or three, as a list of three numbers of ``kind`` (int or float)."""
+    number = numbers.Integral if kind is int else numbers.Real
+    wanted = "an integer" if kind is int else "a number"
+
+    def one(item: object) -> int | float:
+        if isinstance(item, torch.SymInt | torch.SymFloat):
+            return item
+        if isinstance(item, bool) or not isinstance(item, number):
+            raise TypeError(f"{name} must be {wanted} or three of them, got {describe(value)}")
+        return kind(item)
+
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != 3:
+            raise ValueError(f"{name} must be {wanted} or three of them (D, H, W), got {describe(value)}")
+        return [one(item) for item in value]
+    return [one(value)] * 3
+
+
+def check_output_size(output_size: object) -> list[int]:
+    """Three positive sizes (d, h, w)."""
+    sizes = as_triple("output_size", output_size, int)
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"output_size must be at least 1 on every axis, got {describe(output_size)}")
+    return sizes
+
+
+def check_spatial_scale(spatial_scale: object) -> list[float]:
+    """Three positive, finite factors (d, h, w)."""
+    scales = as_triple("spatial_scale", spatial_scale, float)
+    if any(not 0 < scale < float("inf") for scale in scales):
+        raise ValueError(f"spatial_scale must be positive and finite, got {describe(spatial_scale)}")
+    return scales
+
+
+def check_sampling_ratio(sampling_ratio: object) -> list[int]:
+    """Three sampling ratios; 0 and below mean adaptive."""
+    ratios = as_triple("sampling_ratio", sampling_ratio, int)
+    if any(ratio > MAX_SAMPLING_RATIO for ratio in ratios):
+        raise ValueError(f"sampling_ratio must be at most {MAX_SAMPLING_RATIO}, got {describe(sampling_ratio)}")
+    return ratios
+
+
+def check_bool(name: str, value: object) -> bool:
+    """Raises TypeError unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {describe(value)}")
+    return value
+
+
+def check_eps(eps: object) -> float:
+    """A finite, non-negative number."""
+    if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
+        raise TypeError(f"eps must be a number, got {describe(eps)}")
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"eps must be finite and not negative, got {describe(eps)}")
+    return float(eps)
+
+
+def check_reduction(reduction: object) -> str:
+    """One of ``REDUCTIONS``."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {describe(reduction)}")
+    return reduction  # type: ignore[return-value]
+
+
+def check_volume(name: str, value: object, dtypes: Sequence[torch.dtype]) -> Tensor:
+    """A Tensor[N, C, D, H, W] whose spatial axes are not empty."""
+    volume = check_tensor(name, value, dtypes)
+    if volume.dim() != 5:
+        raise ValueError(f"{name} must be a Tensor[N, C, D, H, W], got {describe(volume)}")
+    if any(size < 1 for size in volume.shape[2:]):
+        raise ValueError(f"{name} must have spatial axes of at least one voxel, got {describe(volume)}")
+    return volume
+
+
+def check_boxes(boxes: object, input_name: str, input: Tensor) -> Tensor:
+    """``boxes`` as one Tensor[K, 7], batch index first; see :func:`pgl_ops.roi_align3d`."""
+    box_dtypes = (torch.float32, torch.float64)
+    if not isinstance(boxes, Tensor):
+        if not isinstance(boxes, Sequence) or isinstance(boxes, str):
+            raise TypeError(
+                f"boxes must be a Tensor[K, 7] or a list of Tensor[k, 6], one a sample, got {describe(boxes)}"
+            )
+        if len(boxes) != input.shape[0]:
+            raise ValueError(
+                f"boxes must hold one Tensor[k, 6] for each of the {input.shape[0]} samples of {input_name}, "
+                f"got a list of {len(boxes)}"
+            )
+        rows = []
+        for i, box in enumerate(boxes):
+            box = check_tensor(f"boxes[{i}]", box, box_dtypes)
+            if box.dim() != 2 or box.shape[1] != 6:
+                raise ValueError(f"boxes[{i}] must be a Tensor[k, 6], got {describe(box)}")
+            check_same_device(f"boxes[{i}]", box, input_name, input)
+            rows.append(torch.cat([torch.full_like(box[:, :1], i), box], dim=1))
+        return torch.cat(rows) if rows else input.new_zeros((0, 7), dtype=torch.float32)
+    boxes = check_tensor("boxes", boxes, box_dtypes)
+    if boxes.dim() != 2 or boxes.shape[1] != 7:
+        hint = " (a Tensor[K, 6] lacks the batch index)" if boxes.dim() == 2 and boxes.shape[1] == 6 else ""
+        raise ValueError(f"boxes must be a Tensor[K, 7], batch index first{hint}, got {describe(boxes)}")
+    check_same_device("boxes", boxes, input_name, input)
+    return boxes
+
+
+def check_flips(flips: object, boxes: Tensor) -> Tensor | None:
+    """None, or a bool Tensor[K, 3] with a row for every box."""
+    if flips is None:
+        return None
+    flips = check_tensor("flips", flips, (torch.bool,))
+    if flips.dim() != 2 or flips.shape[1] != 3 or flips.shape[0] != boxes.shape[0]:
+        raise ValueError(f"flips must be a bool Tensor[{boxes.shape[0]}, 3], got {describe(flips)}")
+    check_same_device("flips", flips, "boxes", boxes)
+    return flips
+
+
+def check_weight(weight: object, prediction: Tensor) -> Tensor | None:
+    """None, or the voxels' weights Tensor[N, *spatial] in the dtype that the loss is summed in."""
+    if weight is None:
+        return None
+    weight = check_tensor("weight", weight, FLOAT_DTYPES)
+    expected = [prediction.shape[0], *prediction.shape[2:]]
+    if list(weight.shape) != expected:
+        raise ValueError(f"weight must be a Tensor{expected}, got {describe(weight)}")
+    check_same_device("weight", weight, "prediction", prediction)
+    return weight.detach().to(accumulation_dtype(prediction.dtype))
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums and losses are held in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
