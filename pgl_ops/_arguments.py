@@ -16,13 +16,21 @@ FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGER_DTYPES = (torch.uint8, torch.int16)
 REDUCTIONS = ("none", "mean", "sum")
 MAX_SAMPLING_RATIO = 2**20
+# A list of a million boxes should not become a message of a million numbers.
+_LONGEST_REPR = 120
 
 
 def describe(value: object) -> str:
     """A short description of a wrong argument for an error message."""
     if isinstance(value, Tensor):
         return f"Tensor{list(value.shape)} of {value.dtype} on {value.device}"
-    return f"{value!r} ({type(value).__name__})"
+    kind = type(value).__name__
+    if hasattr(value, "shape") and hasattr(value, "dtype") and value.shape:
+        return f"{kind}{list(value.shape)} of {value.dtype}"
+    text = repr(value)
+    if len(text) > _LONGEST_REPR:
+        text = text[: _LONGEST_REPR - 3] + "..."
+    return f"{text} ({kind})"
 
 
 def check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype]) -> Tensor:
@@ -43,6 +51,12 @@ def check_same_device(name: str, value: Tensor, like_name: str, like: Tensor) ->
         raise ValueError(
             f"{name} must be on the same device as {like_name} ({like.device}), got {describe(value)}"
         )
+
+
+def check_same_dtype(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    """Raises TypeError unless both tensors have one dtype."""
+    if value.dtype != like.dtype:
+        raise TypeError(f"{name} must have {like_name}'s dtype {like.dtype}, got {describe(value)}")
 
 
 def as_triple(name: str, value: object, kind: type) -> list:
@@ -122,7 +136,7 @@ def check_volume(name: str, value: object, dtypes: Sequence[torch.dtype]) -> Ten
 
 
 def check_boxes(boxes: object, input_name: str, input: Tensor) -> Tensor:
-    """``boxes`` as one Tensor[K, 7], batch index first; see :func:`pgl_ops.roi_align3d`."""
+    """``boxes`` as one Tensor[K, 7], batch index first, cut off from autograd: they get no gradient."""
     box_dtypes = (torch.float32, torch.float64)
     if not isinstance(boxes, Tensor):
         if not isinstance(boxes, Sequence) or isinstance(boxes, str):
@@ -141,13 +155,13 @@ def check_boxes(boxes: object, input_name: str, input: Tensor) -> Tensor:
                 raise ValueError(f"boxes[{i}] must be a Tensor[k, 6], got {describe(box)}")
             check_same_device(f"boxes[{i}]", box, input_name, input)
             rows.append(torch.cat([torch.full_like(box[:, :1], i), box], dim=1))
-        return torch.cat(rows) if rows else input.new_zeros((0, 7), dtype=torch.float32)
+        return torch.cat(rows).detach() if rows else input.new_zeros((0, 7), dtype=torch.float32)
     boxes = check_tensor("boxes", boxes, box_dtypes)
     if boxes.dim() != 2 or boxes.shape[1] != 7:
         hint = " (a Tensor[K, 6] lacks the batch index)" if boxes.dim() == 2 and boxes.shape[1] == 6 else ""
         raise ValueError(f"boxes must be a Tensor[K, 7], batch index first{hint}, got {describe(boxes)}")
     check_same_device("boxes", boxes, input_name, input)
-    return boxes
+    return boxes.detach()
 
 
 def check_flips(flips: object, boxes: Tensor) -> Tensor | None:
@@ -159,6 +173,15 @@ def check_flips(flips: object, boxes: Tensor) -> Tensor | None:
         raise ValueError(f"flips must be a bool Tensor[{boxes.shape[0]}, 3], got {describe(flips)}")
     check_same_device("flips", flips, "boxes", boxes)
     return flips
+
+
+def check_prediction(prediction: Tensor, boxes: Tensor, features: Tensor) -> None:
+    """Raises ValueError unless ``prediction`` is one grid a box with the channels of ``features``."""
+    if prediction.shape[:2] != (boxes.shape[0], features.shape[1]):
+        raise ValueError(
+            f"prediction must be a Tensor[{boxes.shape[0]}, {features.shape[1]}, d, h, w], one a box with the "
+            f"features' channels, got {describe(prediction)}"
+        )
 
 
 def check_weight(weight: object, prediction: Tensor) -> Tensor | None:

@@ -56,11 +56,7 @@ def aligned_cosine_loss3d(
     arguments.check_volume("features", features, arguments.FLOAT_DTYPES)
     arguments.check_same_device("features", features, "prediction", prediction)
     boxes = arguments.check_boxes(_in_float32(boxes), "features", features)
-    if prediction.shape[:2] != (boxes.shape[0], features.shape[1]):
-        raise ValueError(
-            f"prediction must be a Tensor[{boxes.shape[0]}, {features.shape[1]}, d, h, w], one a box with the "
-            f"features' channels, got {arguments.describe(prediction)}"
-        )
+    arguments.check_prediction(prediction, boxes, features)
     flips = arguments.check_flips(flips, boxes)
     scales = arguments.check_spatial_scale(spatial_scale)
     ratios = arguments.check_sampling_ratio(sampling_ratio)

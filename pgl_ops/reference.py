@@ -113,12 +113,14 @@ def voxel_cosine_loss(
     """2 − 2·cos over the channels of each voxel; see :func:`pgl_ops.voxel_cosine_loss`."""
     prediction = arguments.check_tensor("prediction", prediction, arguments.FLOAT_DTYPES)
     target = arguments.check_tensor("target", target, arguments.FLOAT_DTYPES)
+    arguments.check_same_dtype("target", target, "prediction", prediction)
     if prediction.dim() < 2:
         raise ValueError(f"prediction must be a Tensor[N, C, *spatial], got {arguments.describe(prediction)}")
     if target.shape != prediction.shape:
         raise ValueError(
             f"target must have prediction's shape {list(prediction.shape)}, got {arguments.describe(target)}"
         )
+    arguments.check_same_device("target", target, "prediction", prediction)
     arguments.check_reduction(reduction)
     weight = arguments.check_weight(weight, prediction)
     eps = arguments.check_eps(eps)
@@ -154,6 +156,11 @@ def aligned_cosine_loss3d(
 ) -> Tensor:
     """The loss of ``prediction`` against RoI-aligned ``features``; see :func:`pgl_ops.aligned_cosine_loss3d`."""
     prediction = arguments.check_volume("prediction", prediction, arguments.FLOAT_DTYPES)
+    features = arguments.check_volume("features", features, arguments.FLOAT_DTYPES)
+    arguments.check_same_dtype("features", features, "prediction", prediction)
+    arguments.check_same_device("features", features, "prediction", prediction)
+    boxes = arguments.check_boxes(boxes, "features", features)
+    arguments.check_prediction(prediction, boxes, features)
     target = roi_align3d(
         features, boxes, list(prediction.shape[2:]), spatial_scale, sampling_ratio, aligned, flips
     )

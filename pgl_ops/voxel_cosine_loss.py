@@ -63,9 +63,7 @@ def in_one_dtype(name: str, tensor: object, other_name: str, other: object) -> t
         if torch.is_autocast_enabled(tensor.device.type):
             low = min(tensor.dtype, other.dtype, key=lambda dtype: torch.finfo(dtype).bits)
             return tensor.to(low), other.to(low)
-        raise TypeError(
-            f"{other_name} must have {name}'s dtype {tensor.dtype}, got {arguments.describe(other)}"
-        )
+        arguments.check_same_dtype(other_name, other, name, tensor)
     return tensor, other
 
 

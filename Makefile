@@ -1,0 +1,64 @@
+# make demo   set everything up and run the main job on synthetic CT
+# make test   set everything up and run all tests
+# make lint, make format, make bench, make gpu-check, make clean
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+# Threads that native builds may use.
+export MAX_JOBS ?= $(shell nproc)
+
+.PHONY: demo test test-ops install lint format bench gpu-check sanitize clean
+
+# Build tools come first: the package is built against the torch in the environment, not in an isolated one.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.tools: constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt torch torchvision numpy
+	$(BIN)/python -m pip install -q -c constraints.txt "cmake>=3.24" ninja pybind11 "setuptools>=77" wheel
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.tools pyproject.toml
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[train,test,dev]"
+	@touch $@
+
+install: $(VENV)/.installed
+	@# Incremental: recompiles only what has changed since.
+	$(BIN)/python setup.py -q build_ext --inplace > build/build.log 2>&1 || (cat build/build.log; exit 1)
+	@$(BIN)/python -c "import pgl_ops; b = pgl_ops.build_info(); print('pgl_ops', b['version'], '| CUDA kernels:', b['cuda'] or 'none (no nvcc found at build time)')"
+
+demo: install
+	$(BIN)/python -m pgl.demo --output $(DEMO)
+
+test: install
+	$(BIN)/python -m pytest
+
+test-ops: install
+	$(BIN)/python -m pytest tests/ops
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*')
+	$(BIN)/mypy pgl_ops pgl
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
+
+bench: install
+	$(BIN)/python -m benchmarks.ops
+
+# On a machine with a GPU, nvcc and torch; needs no network. See docs/gpu-validation.md.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check
+
+# The op tests on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: install
+	bash tests/sanitize.sh $(BIN)/python
+
+clean:
+	rm -rf build dist *.egg-info pgl_ops/*.so $(VENV)/.installed

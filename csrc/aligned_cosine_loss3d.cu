@@ -1,0 +1,121 @@
+// The aligned cosine loss on CUDA: the kernels of cuda_cosine.cuh over targets that are aligned in registers.
+#include "aligned_cosine_loss3d.h"
+
+#include <limits>
+
+#include "cuda_cosine.cuh"
+#include "cuda_volume.cuh"
+
+namespace pgl_ops {
+namespace {
+
+// Features aligned on the fly: voxel v of RoI k.
+template <typename T>
+struct AlignedTarget {
+  using A = Accumulate<T>;
+  DeviceVolume<const T> features;
+  DeviceTaps<A> taps;
+  int32_t height, width;  // of the prediction
+
+  struct Voxel {
+    const AlignedTarget* target;
+    const T* base;  // null where the RoI cannot be sampled
+    int64_t roi;
+    int32_t d, h, w;
+
+    __device__ A operator()(int64_t channel) const {
+      if (base == nullptr) return std::numeric_limits<A>::quiet_NaN();
+      A sum[1] = {0};
+      const int64_t* stride = target->features.stride;
+      contract<ChannelGroup<T, 1, false>>(target->taps, roi, d, h, w, base + channel * stride[1], stride, 1,
+                                          sum);
+      return sum[0];
+    }
+  };
+
+  __device__ Voxel voxel(int64_t roi, int64_t v) const {
+    const int64_t sample = taps.sample[roi];
+    const int32_t row = static_cast<int32_t>(v) / width, d = row / height;
+    return {this,
+            sample < 0 ? nullptr : features.data + sample * features.stride[0],
+            roi,
+            d,
+            row - d * height,
+            static_cast<int32_t>(v) - row * width};
+  }
+};
+
+LossShape aligned_loss_shape(const Tensor& prediction) {
+  const LossShape shape = loss_shape(prediction);
+  check_argument(shape.voxels < 1ll << 31, "prediction must have less than 2^31 voxels a RoI, got ",
+                 shape_text(prediction));
+  return shape;
+}
+
+template <typename T>
+AlignedTarget<T> aligned_target(const Tensor& prediction, const Tensor& features,
+                                const DeviceTaps<Accumulate<T>>& taps) {
+  return {device_volume(static_cast<const T*>(features.const_data_ptr()), features), taps,
+          static_cast<int32_t>(prediction.size(3)), static_cast<int32_t>(prediction.size(4))};
+}
+
+std::tuple<Tensor, Tensor, Tensor> aligned_cosine_loss3d_cuda(Tensor prediction, Tensor features,
+                                                              Tensor boxes, Scales spatial_scale,
+                                                              Ratios sampling_ratio, bool aligned,
+                                                              std::optional<Tensor> flips,
+                                                              std::optional<Tensor> weight, int64_t reduction,
+                                                              double eps, bool save) {
+  const RoiGeometry geometry =
+      aligned_geometry(prediction, features, boxes, spatial_scale, sampling_ratio, aligned, flips);
+  const LossShape shape = aligned_loss_shape(prediction);
+  const LaunchContext context(prediction);
+  const std::optional<Tensor> weights = checked_weight(weight, prediction, shape);
+  const Reduction how = checked_reduction(reduction);
+  const Tensor p = walkable(prediction);
+  std::optional<LossOutputs> outputs;
+  dispatch_dtype<false>("prediction", prediction.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    const TapsWorkspace<Accumulate<T>> workspace(geometry, false, p);
+    build_forward_taps(context, taps_params(geometry, boxes, flips), geometry.n_rois, workspace.taps());
+    outputs = run_cosine_forward<T>(context, p, aligned_target<T>(prediction, features, workspace.taps()),
+                                    shape, weights, how, eps, save);
+  });
+  return {outputs->loss, outputs->saved, outputs->divisor};
+}
+
+Tensor aligned_cosine_loss3d_backward_cuda(Tensor grad, Tensor prediction, Tensor features, Tensor boxes,
+                                           Scales spatial_scale, Ratios sampling_ratio, bool aligned,
+                                           std::optional<Tensor> flips, std::optional<Tensor> weight,
+                                           Tensor saved, Tensor divisor, int64_t reduction) {
+  const RoiGeometry geometry =
+      aligned_geometry(prediction, features, boxes, spatial_scale, sampling_ratio, aligned, flips);
+  const LossShape shape = aligned_loss_shape(prediction);
+  const Reduction how = checked_reduction(reduction);
+  const LaunchContext context(prediction);
+  const std::optional<Tensor> weights = checked_weight(weight, prediction, shape);
+  check_saved(saved, divisor, grad, prediction, shape, how);
+  const Tensor p = walkable(prediction), g = torch::stable::contiguous(grad);
+  Tensor grad_prediction = empty_gradient(prediction);
+  dispatch_dtype<false>("prediction", prediction.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    const TapsWorkspace<Accumulate<T>> workspace(geometry, false, p);
+    build_forward_taps(context, taps_params(geometry, boxes, flips), geometry.n_rois, workspace.taps());
+    auto params =
+        cosine_backward_params<T>(g, p, aligned_target<T>(prediction, features, workspace.taps()), shape,
+                                  weights, saved, divisor, how);
+    params.grad_prediction =
+        device_features(static_cast<T*>(grad_prediction.mutable_data_ptr()), grad_prediction);
+    launch(context, grid_for(params.tiles, shape.samples), kBlockThreads,
+           cosine_backward_kernel<T, AlignedTarget<T>>, params);
+  });
+  return grad_prediction;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(PGL_OPS_NAMESPACE, PGL_OPS_CUDA_KEY, m) {
+  m.impl("aligned_cosine_loss3d", TORCH_BOX(&aligned_cosine_loss3d_cuda));
+  m.impl("aligned_cosine_loss3d_backward", TORCH_BOX(&aligned_cosine_loss3d_backward_cuda));
+}
+
+}  // namespace pgl_ops

@@ -1,0 +1,218 @@
+// Runs a block's threads as fibers. A fiber runs until it waits for its block or warp, or returns; then the
+// scheduler goes on to the next. When nobody can go on although some wait, the kernel would deadlock on a GPU
+// too, and the process is ended with a message.
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#define PGL_ASAN_FIBERS 1
+#endif
+
+thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace host_cuda {
+namespace {
+
+constexpr size_t kStackBytes = 128 << 10;
+constexpr unsigned kWarp = 32;
+
+enum class State { ready, waits_for_block, waits_for_warp, done };
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  State state = State::done;
+  dim3 thread;
+  uint64_t given = 0;         // to the warp
+  uint64_t received[kWarp] = {};  // from the warp, all lanes' gifts
+};
+
+class Scheduler {
+ public:
+  void run_block(dim3 size, const std::function<void()>& body) {
+    body_ = &body;
+    const unsigned n = size.x * size.y * size.z;
+    if (fibers_.size() < n) fibers_.resize(n);
+    threads_ = n;
+    for (unsigned i = 0; i < n; ++i) start(i, size);
+    unsigned done = 0;
+    while (done < n) {
+      bool advanced = false;
+      for (unsigned i = 0; i < n; ++i) {
+        if (fibers_[i].state != State::ready) continue;
+        advanced = true;
+        resume(i);
+        if (fibers_[i].state == State::done) ++done;
+      }
+      if (release_warps() || release_block()) advanced = true;
+      if (!advanced) {
+        std::fprintf(stderr, "host_cuda: the block's threads wait for each other for ever\n");
+        std::abort();
+      }
+    }
+  }
+
+  void wait(State state) {
+    Fiber& fiber = fibers_[current_];
+    fiber.state = state;
+    switch_to_scheduler(fiber, false);
+  }
+
+  Fiber& current() { return fibers_[current_]; }
+
+
+ private:
+  static void entry();
+
+  void start(unsigned i, dim3 size) {
+    Fiber& fiber = fibers_[i];
+    if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
+    fiber.thread = dim3(i % size.x, i / size.x % size.y, i / size.x / size.y);
+    fiber.state = State::ready;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, &Scheduler::entry, 0);
+  }
+
+  void resume(unsigned i) {
+    current_ = i;
+    threadIdx = fibers_[i].thread;
+#ifdef PGL_ASAN_FIBERS
+    void* fake = nullptr;
+    __sanitizer_start_switch_fiber(&fake, fibers_[i].stack.get(), kStackBytes);
+    swapcontext(&home_, &fibers_[i].context);
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#else
+    swapcontext(&home_, &fibers_[i].context);
+#endif
+  }
+
+  void switch_to_scheduler(Fiber& fiber, bool for_ever) {
+#ifdef PGL_ASAN_FIBERS
+    void* fake = nullptr;
+    __sanitizer_start_switch_fiber(for_ever ? nullptr : &fake, home_stack_, home_stack_size_);
+    swapcontext(&fiber.context, &home_);
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#else
+    (void)for_ever;
+    swapcontext(&fiber.context, &home_);
+#endif
+  }
+
+  // Lets go every warp whose threads all wait for it (or have ended).
+  bool release_warps() {
+    bool any = false;
+    for (unsigned first = 0; first < threads_; first += kWarp) {
+      const unsigned last = first + kWarp < threads_ ? first + kWarp : threads_;
+      bool waits = false, complete = true;
+      for (unsigned i = first; i < last; ++i) {
+        waits = waits || fibers_[i].state == State::waits_for_warp;
+        complete = complete && (fibers_[i].state == State::waits_for_warp || fibers_[i].state == State::done);
+      }
+      if (!waits || !complete) continue;
+      for (unsigned i = first; i < last; ++i) {
+        if (fibers_[i].state != State::waits_for_warp) continue;
+        for (unsigned j = first; j < last; ++j) {
+          fibers_[i].received[j - first] = fibers_[j].state == State::done ? 0 : fibers_[j].given;
+        }
+      }
+      for (unsigned i = first; i < last; ++i) {
+        if (fibers_[i].state == State::waits_for_warp) fibers_[i].state = State::ready;
+      }
+      any = true;
+    }
+    return any;
+  }
+
+  bool release_block() {
+    bool waits = false;
+    for (unsigned i = 0; i < threads_; ++i) {
+      if (fibers_[i].state == State::waits_for_block) {
+        waits = true;
+      } else if (fibers_[i].state != State::done) {
+        return false;
+      }
+    }
+    for (unsigned i = 0; waits && i < threads_; ++i) {
+      if (fibers_[i].state == State::waits_for_block) fibers_[i].state = State::ready;
+    }
+    return waits;
+  }
+
+  std::vector<Fiber> fibers_;
+  ucontext_t home_;
+  const std::function<void()>* body_ = nullptr;
+  unsigned threads_ = 0, current_ = 0;
+#ifdef PGL_ASAN_FIBERS
+  const void* home_stack_ = nullptr;
+  size_t home_stack_size_ = 0;
+#endif
+};
+
+thread_local std::unique_ptr<Scheduler> scheduler;
+
+void Scheduler::entry() {
+  Scheduler& self = *scheduler;
+#ifdef PGL_ASAN_FIBERS
+  __sanitizer_finish_switch_fiber(nullptr, &self.home_stack_, &self.home_stack_size_);
+#endif
+  (*self.body_)();
+  Fiber& fiber = self.current();
+  fiber.state = State::done;
+  self.switch_to_scheduler(fiber, true);
+}
+
+}  // namespace
+
+cudaError_t run_grid(const cudaLaunchConfig_t& config, const std::function<void()>& body) {
+  const dim3 grid = config.gridDim, block = config.blockDim;
+  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+  // A GPU refuses these too.
+  if (threads == 0 || threads > 1024 || block.z > 64) return cudaErrorInvalidConfiguration;
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaErrorInvalidConfiguration;
+  if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return cudaErrorInvalidConfiguration;
+  if (config.dynamicSmemBytes != 0) return cudaErrorInvalidConfiguration;
+  if (!scheduler) scheduler.reset(new Scheduler);
+  blockDim = block;
+  gridDim = grid;
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; ++x) {
+        blockIdx = dim3(x, y, z);
+        scheduler->run_block(block, body);
+      }
+    }
+  }
+  return cudaSuccess;
+}
+
+void synchronize_block() { scheduler->wait(State::waits_for_block); }
+
+uint64_t exchange(uint64_t value, unsigned source) {
+  Fiber& fiber = scheduler->current();
+  fiber.given = value;
+  scheduler->wait(State::waits_for_warp);
+  return scheduler->current().received[source];
+}
+
+unsigned vote(bool predicate) {
+  Fiber& fiber = scheduler->current();
+  fiber.given = predicate ? 1 : 0;
+  scheduler->wait(State::waits_for_warp);
+  unsigned lanes = 0;
+  for (unsigned i = 0; i < kWarp; ++i) {
+    if (scheduler->current().received[i] != 0) lanes |= 1u << i;
+  }
+  return lanes;
+}
+
+}  // namespace host_cuda

@@ -1,0 +1,41 @@
+"""Builds and loads the CUDA sources compiled for the host (csrc/host_cuda)."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from pgl_ops import aligned_cosine_loss3d, roi_align3d, voxel_cosine_loss  # noqa: F401  (registers pgl_ops)
+
+NAMESPACE = "pgl_ops_host_cuda"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def build(folder: Path, sanitize: bool = False) -> Path:
+    """Compiles what has changed and returns the library."""
+    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", "-DPGL_OPS_HOST_CUDA=ON"]
+    configure += [
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DPGL_OPS_SANITIZE={'ON' if sanitize else 'OFF'}",
+    ]
+    for command in (configure, ["cmake", "--build", str(folder)]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+    return folder / "libpgl_ops_host_cuda.so"
+
+
+@functools.cache
+def load() -> None:
+    """Registers the kernels for CPU tensors under ``torch.ops.pgl_ops_host_cuda``; once a process."""
+    library = os.environ.get("PGL_OPS_HOST_CUDA_LIBRARY")
+    if library is None:
+        library = str(build(ROOT / "build" / f"host_cuda-torch{torch.__version__}"))
+    torch.ops.load_library(library)
+    for module in ("roi_align3d", "voxel_cosine_loss", "aligned_cosine_loss3d"):
+        sys.modules[f"pgl_ops.{module}"].register(NAMESPACE)
