@@ -1,0 +1,309 @@
+"""The volume cache: one chunked blosc2 file a case and a manifest, so that training reads small blocks
+quickly.
+
+Layout::
+
+    CACHE/manifest.json           what the cache holds; VolumeCache reads only what is listed here
+    CACHE/cases/ID.b2nd           int16 HU, axes (D, H, W) growing toward superior, posterior, left
+    CACHE/cases/ID.json           the case's entry in the manifest, written when its .b2nd is complete
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+
+from pgl.atomic import PARTIAL_PREFIX, atomic_path, write_json
+from pgl.manifest import MANIFEST, CaseRecord, parse_record, read_manifest, sha256_of, triple, write_manifest
+
+CASES_FOLDER = "cases"
+
+# Measured on abdominal CT: a random block of 24x144x144 reads in 1.5 ms on one core, at 32 % of the raw size.
+# Blocks inside a chunk let blosc2 skip what lies outside; its own choice of chunks (whole slices) reads in 5
+# ms. LZ4 would read in 0.8 ms at 37 %, but reading is not what training waits for.
+CHUNK = (16, 64, 64)
+BLOCK = (16, 32, 32)
+# With more threads the order of blocks in the file, and so its checksum, would depend on their timing.
+COMPRESSION = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1}
+
+OPEN_FILES = 64
+CASE_ID = re.compile(r"[A-Za-z0-9._-]{1,120}")
+
+
+class CacheWriter:
+    """Adds volumes to a cache; safe to interrupt at any moment, and usable from several processes on one
+    folder.
+
+    Args:
+        path: the cache folder; made if missing.
+        spacing_mm: spacing of all volumes in the cache, (D, H, W).
+
+    Raises:
+        ValueError: the folder holds something else, or a cache of another spacing or version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], spacing_mm: Sequence[float]) -> None:
+        self.path = Path(path)
+        self.spacing_mm = triple(spacing_mm, float)
+        if (self.path / MANIFEST).exists():
+            there = triple(read_manifest(self.path)["spacing_mm"], float)
+            if there != self.spacing_mm:
+                raise ValueError(
+                    f"{self.path} holds a cache of spacing {there} mm (D, H, W), but {self.spacing_mm} was "
+                    "asked for; give another output folder, or delete this one to make it anew"
+                )
+        elif self.path.exists() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+            raise ValueError(
+                f"{self.path} is not empty and holds no {MANIFEST}, so it is no cache; "
+                "give another output folder"
+            )
+        else:
+            write_manifest(self.path, self.spacing_mm, [])
+        (self.path / CASES_FOLDER).mkdir(exist_ok=True)
+
+    def add(
+        self,
+        case_id: str,
+        volume: np.ndarray,
+        origin_mm: Sequence[float] = (0.0, 0.0, 0.0),
+        source: str = "",
+        original: dict[str, Any] | None = None,
+        key: str = "",
+    ) -> CaseRecord:
+        """Write one volume, replacing an older one of the same name. It enters the manifest with
+        :meth:`finish`.
+
+        Args:
+            case_id: letters, digits, ``.``, ``_``, ``-``.
+            volume: int16 array [D, H, W] in HU, axes growing toward superior, posterior, left.
+            origin_mm, source, original, key: see :class:`CaseRecord`.
+
+        Raises:
+            ValueError, TypeError: a name or volume that cannot be stored.
+        """
+        if not CASE_ID.fullmatch(case_id) or case_id.startswith("."):
+            raise ValueError(
+                f"case_id must match {CASE_ID.pattern} and not begin with a dot, got {case_id!r}"
+            )
+        if volume.dtype != np.int16 or volume.ndim != 3 or 0 in volume.shape:
+            raise TypeError(
+                f"volume must be a non-empty int16 array [D, H, W], got {volume.dtype} {volume.shape}"
+            )
+        name = f"{CASES_FOLDER}/{case_id}.b2nd"
+        sidecar = self._sidecar(case_id)
+        sidecar.unlink(missing_ok=True)
+        with atomic_path(self.path / name) as temporary:
+            blosc2.asarray(
+                np.ascontiguousarray(volume),
+                urlpath=str(temporary),
+                mode="w",
+                chunks=[min(c, n) for c, n in zip(CHUNK, volume.shape, strict=True)],
+                blocks=[min(b, n) for b, n in zip(BLOCK, volume.shape, strict=True)],
+                cparams=COMPRESSION,
+            )
+            checksum = sha256_of(temporary)
+        record = CaseRecord(
+            case_id=case_id,
+            file=name,
+            shape=triple(volume.shape, int),
+            spacing_mm=self.spacing_mm,
+            origin_mm=triple(origin_mm, float),
+            sha256=checksum,
+            source=source,
+            original=original or {},
+            key=key,
+        )
+        write_json(sidecar, asdict(record))
+        return record
+
+    def case(self, case_id: str) -> CaseRecord | None:
+        """The finished case of this name, or None."""
+        sidecar = self._sidecar(case_id)
+        try:
+            record = parse_record(json.loads(sidecar.read_text("utf-8")), sidecar)
+        except (ValueError, OSError):
+            return None
+        own = record.case_id == case_id and record.file == f"{CASES_FOLDER}/{case_id}.b2nd"
+        return record if own and (self.path / record.file).is_file() else None
+
+    def finished(self) -> list[CaseRecord]:
+        """The finished cases in the folder, by name. An entry that cannot be read counts as not finished."""
+        names = sorted(sidecar.stem for sidecar in (self.path / CASES_FOLDER).glob("*.json"))
+        return [record for record in map(self.case, names) if record is not None]
+
+    def is_intact(self, record: CaseRecord) -> bool:
+        """Whether the case's file has the checksum that was noted when it was written."""
+        try:
+            return sha256_of(self.path / record.file) == record.sha256
+        except OSError:
+            return False
+
+    def remove(self, case_id: str) -> None:
+        """Delete a case, if it is there."""
+        self._sidecar(case_id).unlink(missing_ok=True)
+        (self.path / CASES_FOLDER / f"{case_id}.b2nd").unlink(missing_ok=True)
+
+    def remove_unfinished(self) -> None:
+        """Delete what an interrupted run left behind: partial files, and volumes without their entry."""
+        folder = self.path / CASES_FOLDER
+        kept = {record.case_id for record in self.finished()}
+        for file in [*self.path.glob(f"{PARTIAL_PREFIX}*"), *folder.glob(f"{PARTIAL_PREFIX}*")]:
+            file.unlink(missing_ok=True)
+        for file in [*folder.glob("*.b2nd"), *folder.glob("*.json")]:
+            if file.stem not in kept:
+                file.unlink(missing_ok=True)
+
+    def finish(self) -> list[CaseRecord]:
+        """Write the manifest from the complete cases, and return them. May be called as often as wanted."""
+        records = self.finished()
+        write_manifest(self.path, self.spacing_mm, records)
+        return records
+
+    def _sidecar(self, case_id: str) -> Path:
+        return self.path / CASES_FOLDER / f"{case_id}.json"
+
+
+class VolumeCache:
+    """Reads blocks of volumes from a cache that ``pgl prepare`` made.
+
+    Files are opened when first read, anew in every process, so an object travels into data loader workers, by
+    fork as well as by pickling.
+
+    Args:
+        path: the cache folder.
+
+    Attributes:
+        cases: what the cache holds, in the order of the indices.
+        spacing_mm: spacing (D, H, W) of all volumes.
+
+    Raises:
+        FileNotFoundError: no such folder, no manifest in it, or a listed file is missing.
+        ValueError: a manifest of another format or version, damaged, empty, or with a file outside the cache.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        manifest = read_manifest(self.path)
+        self.spacing_mm: tuple[float, float, float] = triple(manifest["spacing_mm"], float)
+        self.cases: list[CaseRecord] = [
+            parse_record(entry, self.path / MANIFEST) for entry in manifest["cases"]
+        ]
+        if not self.cases:
+            raise ValueError(
+                f"{self.path} holds no finished case; run pgl prepare (again) with this output folder"
+            )
+        folder = self.path.resolve()
+        for record in self.cases:
+            file = self.path / record.file
+            if not file.resolve().is_relative_to(folder):
+                raise ValueError(
+                    f"case {record.case_id!r} points outside the cache: {record.file!r}; refused"
+                )
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"{file}, listed in {MANIFEST}, is missing; run pgl prepare again to remake it"
+                )
+        self._reset()
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def read_block(
+        self, index: int, start: Sequence[int], size: Sequence[int], fill: int = -1024
+    ) -> np.ndarray:
+        """Read a block of a volume.
+
+        Args:
+            index: which case.
+            start: first voxel (D, H, W); may be negative.
+            size: voxels to read (D, H, W); may reach beyond the volume.
+            fill: value of voxels outside the volume: air.
+
+        Returns:
+            int16 array of ``size``.
+        """
+        first, extent = triple(start, int), triple(size, int)
+        if min(extent) < 0:
+            raise ValueError(f"size must not be negative, got {extent}")
+        shape = self.cases[index].shape
+        low = [min(max(s, 0), n) for s, n in zip(first, shape, strict=True)]
+        high = [min(max(s + e, 0), n) for s, e, n in zip(first, extent, shape, strict=True)]
+        inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        whole = tuple(high[axis] - low[axis] for axis in range(3)) == extent
+        if whole and 0 not in extent:
+            return self._read(index, inside)
+        block = np.full(extent, fill, dtype=np.int16)
+        if all(a < b for a, b in zip(low, high, strict=True)):
+            place = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, first, strict=True))
+            block[place] = self._read(index, inside)
+        return block
+
+    def read_volume(self, index: int) -> np.ndarray:
+        """Read a whole volume: int16 [D, H, W]."""
+        return self._read(index, (slice(None),) * 3)
+
+    def verify(self) -> list[str]:
+        """Read every file and hold it against its checksum.
+
+        Returns:
+            One line for each case that is damaged; empty if all are intact.
+        """
+        return [
+            f"{record.case_id}: {record.file} does not have its checksum"
+            for record in self.cases
+            if sha256_of(self.path / record.file) != record.sha256
+        ]
+
+    def _read(self, index: int, region: tuple[slice, ...]) -> np.ndarray:
+        # After a fork, open anew: an inherited lock may be held by a thread that is not there any more, and
+        # inherited handles may share one file position.
+        if self._process != os.getpid():
+            self._reset()
+        record = self.cases[index]
+        with self._lock:
+            volume = self._volumes.pop(record.file, None)
+            if volume is None:
+                volume = _open_volume(self.path, record)
+            self._volumes[record.file] = volume
+            if len(self._volumes) > OPEN_FILES:
+                self._volumes.popitem(last=False)
+            try:
+                return volume[region]
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{self.path / record.file} is damaged ({error}); run pgl prepare again to remake it"
+                ) from error
+
+    def _reset(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._volumes: OrderedDict[str, blosc2.NDArray] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "spacing_mm": self.spacing_mm, "cases": self.cases}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+
+def _open_volume(folder: Path, record: CaseRecord) -> blosc2.NDArray:
+    file = folder / record.file
+    try:
+        # One thread: data loader workers already fill the cores, and blosc2's threads do not survive a fork.
+        volume = blosc2.open(str(file), mode="r", dparams={"nthreads": 1})
+    except Exception as error:
+        raise ValueError(f"{file} cannot be opened ({error}); run pgl prepare again to remake it") from error
+    if not isinstance(volume, blosc2.NDArray) or volume.shape != record.shape or volume.dtype != np.int16:
+        raise ValueError(f"{file} is not the int16 volume of shape {record.shape} that the manifest lists")
+    return volume

@@ -1,0 +1,143 @@
+"""The manifest of a volume cache: what is in it, and the checks on what is read from it.
+
+A manifest may be damaged, or come from somebody else: nothing in it is used before it is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pgl.atomic import write_json
+
+FORMAT = "pgl-volume-cache"
+VERSION = 1
+MANIFEST = "manifest.json"
+AXES = "D, H, W; index grows toward superior, posterior, left"
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """One case of the cache. All triples are (D, H, W).
+
+    Attributes:
+        case_id: its name; unique in the cache, and safe as a file name.
+        file: its volume, relative to the cache folder.
+        shape: voxels.
+        spacing_mm: size of a voxel.
+        origin_mm: centre of voxel (0, 0, 0) in the patient's frame: superior, posterior, left (LPS,
+            reversed).
+        sha256: checksum of the file.
+        source: the image file or DICOM folder it was made from.
+        original: geometry of the source as SimpleITK gives it (names end in _xyz), pixel type, file count.
+        key: fingerprint of source and settings, by which a later run knows whether the case is still current.
+    """
+
+    case_id: str
+    file: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    origin_mm: tuple[float, float, float]
+    sha256: str
+    source: str = ""
+    original: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
+
+
+def write_manifest(folder: Path, spacing_mm: tuple[float, float, float], records: list[CaseRecord]) -> None:
+    """Write ``folder``'s manifest, atomically."""
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "axes": AXES,
+        "dtype": "int16",
+        "unit": "HU",
+        "spacing_mm": spacing_mm,
+        "cases": [asdict(record) for record in records],
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"cache folder {os.fspath(folder)!r} does not exist; make it with pgl prepare"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist, so {folder} is no finished cache; make one with pgl prepare"
+        )
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); run pgl prepare again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{path} is not the manifest of a volume cache (format {FORMAT!r} expected)")
+    if manifest.get("version") != VERSION:
+        raise ValueError(
+            f"{path} has version {manifest.get('version')!r}, this program reads version {VERSION}; "
+            "run pgl prepare with another output folder"
+        )
+    if not isinstance(manifest.get("cases"), list) or not _is_triple(manifest.get("spacing_mm")):
+        raise ValueError(f"{path} is damaged: it lacks 'cases' or 'spacing_mm'; run pgl prepare again")
+    return manifest
+
+
+def parse_record(entry: Any, where: Path) -> CaseRecord:
+    try:
+        record = CaseRecord(
+            case_id=str(entry["case_id"]),
+            file=str(entry["file"]),
+            shape=triple(entry["shape"], int),
+            spacing_mm=triple(entry["spacing_mm"], float),
+            origin_mm=triple(entry["origin_mm"], float),
+            sha256=str(entry["sha256"]),
+            source=str(entry.get("source", "")),
+            original=dict(entry.get("original", {})),
+            key=str(entry.get("key", "")),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{where} has a damaged entry ({error!r}); run pgl prepare again") from error
+    if min(record.shape) < 1:
+        raise ValueError(f"{where}: case {record.case_id!r} has shape {record.shape}")
+    # Checked on the text, before the file system is asked about it.
+    parts = PurePosixPath(record.file)
+    if (
+        parts.is_absolute()
+        or ".." in parts.parts
+        or "\\" in record.file
+        or ":" in record.file
+        or "\0" in record.file
+    ):
+        raise ValueError(
+            f"{where}: case {record.case_id!r} points outside the cache: {record.file!r}; refused"
+        )
+    return record
+
+
+def _is_triple(values: Any) -> bool:
+    return isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
+
+
+def triple(values: Sequence[Any], kind: type) -> Any:
+    if len(values) != 3:
+        raise ValueError(f"expected three numbers (D, H, W), got {tuple(values)}")
+    converted = tuple(kind(value) for value in values)
+    if any(not math.isfinite(c) or c != v for c, v in zip(converted, values, strict=True)):
+        raise ValueError(f"expected three {kind.__name__} numbers (D, H, W), got {tuple(values)}")
+    return converted
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,294 @@
+"""``pgl prepare``: folders of CT, in any format, become one cache of volumes on a common grid.
+
+files -> find -> group DICOM slices -> (in worker processes: read, check, resample, store) -> manifest and
+report
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from pgl.cache import CacheWriter
+from pgl.images import Found, Limits, SliceHeader, SourceFile, find_files, group_slices, read_headers
+from pgl.prepare_case import Job, Outcome, file_job, prepare_case, series_job
+from pgl.prepare_report import PrepareReport, ReportEntry, printable
+from pgl.workers import JobFailed, WorkerDied, run_isolated, usable_cores
+
+LOCK = ".lock"
+MOST_DEFAULT_WORKERS = 8  # a worker can need some GB for a large CT
+HEADERS_PER_JOB = 200
+SECONDS_BETWEEN_MANIFESTS = 10.0
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """Settings of ``pgl prepare``. Triples are in the order (D, H, W): head-foot, front-back, left-right.
+
+    Attributes:
+        spacing_mm: voxel size of all volumes in the cache, in mm. One cache has one spacing.
+        minimum_size: fewest voxels after resampling; a smaller volume is rejected. A volume that is large
+            enough here, but smaller than what training cuts out of it, is padded with air then.
+        include: glob patterns; when any is given, only files that match one are taken, for example
+            ``*_ct.nii.gz``. A pattern matches a file's name, its path below the SOURCE, or a folder below the
+            SOURCE that holds it.
+        exclude: glob patterns of files to leave out, such as label maps: ``*_seg.nii.gz``.
+        workers: number of processes; 0 takes one for each core, at most 8 (each may need some GB of memory).
+        slice_tolerance: how far a DICOM slice may lie from the even grid, as a part of the mean slice
+            spacing.
+        maximum_voxels: volumes with more voxels, as stored or after resampling, are rejected before memory is
+            taken for them (a damaged header can claim any size).
+    """
+
+    spacing_mm: tuple[float, float, float] = (3.0, 1.0, 1.0)
+    minimum_size: tuple[int, int, int] = (16, 48, 48)
+    include: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
+    workers: int = 0
+    slice_tolerance: float = 0.1
+    maximum_voxels: int = 2**30
+
+    def __post_init__(self) -> None:
+        for name in ("spacing_mm", "minimum_size"):
+            values = tuple(getattr(self, name))
+            if len(values) != 3 or not all(math.isfinite(v) and v > 0 for v in values):
+                raise ValueError(f"{name} must be three positive numbers (D, H, W), got {values}")
+            object.__setattr__(self, name, values)
+        for name in ("include", "exclude"):
+            patterns = getattr(self, name)
+            object.__setattr__(self, name, [patterns] if isinstance(patterns, str) else list(patterns))
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 (one for each core) or more, got {self.workers}")
+        if not 0 < self.slice_tolerance < 0.5:
+            raise ValueError(f"slice_tolerance must lie between 0 and 0.5, got {self.slice_tolerance}")
+        if self.maximum_voxels < 1:
+            raise ValueError(f"maximum_voxels must be at least 1, got {self.maximum_voxels}")
+
+    @property
+    def limits(self) -> Limits:
+        """The part of the settings that every volume is held against."""
+        spacing = tuple(float(s) for s in self.spacing_mm)
+        return Limits(spacing, self.minimum_size, self.maximum_voxels, self.slice_tolerance)  # type: ignore[arg-type]
+
+
+def prepare(
+    sources: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    settings: PrepareSettings | None = None,
+    console: Console | None = None,
+) -> PrepareReport:
+    """Make or update the volume cache at ``output`` from the CT found in ``sources``.
+
+    Every volume is brought to patient axes (index growing toward superior, posterior, left), resampled to the
+    common spacing, clipped to [-1024, 3071] HU and stored as int16 in chunks. What cannot be used is rejected
+    with a reason, named on the terminal and listed in ``prepare_report.json``; the good files are cached all
+    the same.
+
+    It may be interrupted at any moment and run again: finished cases are kept if their source and the
+        settings are the
+    same, others are made anew. A source given again is mirrored, so cases whose file is gone from it or now
+    left out are removed; cases from sources that are not given this time stay.
+
+    Args:
+        sources: folders (searched to the bottom) and files; any format that SimpleITK reads, and DICOM
+            series.
+        output: the cache folder; made if missing.
+        settings: see :class:`PrepareSettings`.
+        console: where progress and rejections are shown; standard error if None.
+
+    Returns:
+        The report; its ``exit_code`` is 1 if anything was rejected.
+
+    Raises:
+        FileNotFoundError: a source does not exist.
+        ValueError: no usable CT in the sources; or ``output`` holds something else, or a cache of another
+            spacing.
+        RuntimeError: another run is writing to ``output``, or a case could not be written (a full disk).
+    """
+    started = time.monotonic()
+    settings = settings or PrepareSettings()
+    if not sources:
+        raise ValueError("sources must name at least one folder or file")
+    missing = next((s for s in sources if not os.path.exists(s)), None)
+    if missing is not None:
+        raise FileNotFoundError(f"SOURCE {printable(os.fspath(missing))!r} does not exist")
+    output = os.path.abspath(output)
+    writer = CacheWriter(output, settings.limits.spacing_mm)
+    workers = settings.workers or min(usable_cores(), MOST_DEFAULT_WORKERS)
+    report = PrepareReport(output)
+    with _locked(output), _progress(console or Console(stderr=True)) as progress:
+        writer.remove_unfinished()
+        found = find_files(sources, settings.include, settings.exclude, skip_folder=output)
+        report.ignored += [ReportEntry(*entry) for entry in found.ignored]
+        for entry in found.rejected:
+            _reject(report, progress, *entry)
+        jobs = _list_jobs(found, output, settings.limits, workers, report, progress)
+        try:
+            _run_jobs(jobs, workers, writer, report, progress)
+        except BaseException:
+            finished = len(writer.finish())
+            progress.console.print(
+                f"stopped with {finished} cases finished; run the same command again to go on"
+            )
+            raise
+        if jobs:
+            report.removed = _remove_outdated(writer, sources, report)
+        report.cases = len(writer.finish())
+        report.seconds = time.monotonic() - started
+        path = report.write()
+        _summarise(report, path, progress.console)
+    if not report.accepted:
+        raise ValueError(
+            f"no usable CT in {', '.join(printable(os.fspath(s)) for s in sources)}: "
+            f"{len(report.rejected)} rejected, {len(report.ignored)} ignored; the reasons are in {path}"
+        )
+    return report
+
+
+def _list_jobs(
+    found: Found, output: str, limits: Limits, workers: int, report: PrepareReport, progress: Progress
+) -> list[Job]:
+    images = list(found.images)
+    by_path = {file.path: file for file in found.maybe_dicom}
+    headers: list[SliceHeader] = []
+    for entry in _read_all_headers(sorted(by_path), workers, progress):
+        if "header" in entry:
+            headers.append(SliceHeader(**entry["header"]))
+        elif "ignored" in entry:
+            report.ignored.append(ReportEntry(entry["path"], entry["ignored"]))
+        elif "rejected" in entry:
+            _reject(report, progress, entry["path"], entry["rejected"])
+        else:
+            images.append(by_path[entry["path"]])
+    jobs = [file_job(file, output, limits) for file in images]
+    numbers: dict[tuple[str, str], int] = {}
+    for stack in group_slices(sorted(headers, key=lambda header: header.path)):
+        path = os.path.dirname(stack[0].path)
+        name = os.path.dirname(by_path[stack[0].path].name) or os.path.basename(path)
+        number = numbers[path, stack[0].series_uid] = numbers.get((path, stack[0].series_uid), -1) + 1
+        jobs.append(series_job(SourceFile(path, name), stack, number, output, limits))
+    return sorted(jobs, key=lambda job: (job.path, job.case_id))
+
+
+def _read_all_headers(paths: list[str], workers: int, progress: Progress) -> Iterator[dict[str, Any]]:
+    if not paths:
+        return
+    bar = progress.add_task("reading DICOM headers", total=len(paths))
+    batches = [paths[i : i + HEADERS_PER_JOB] for i in range(0, len(paths), HEADERS_PER_JOB)]
+    crashed: list[str] = []
+    for batch, answer in run_isolated(read_headers, batches, min(workers, len(batches))):
+        if isinstance(answer, WorkerDied | JobFailed):
+            crashed += batch
+        else:
+            yield from answer
+            progress.advance(bar, len(batch))
+    for [path], answer in run_isolated(read_headers, [[path] for path in crashed], workers):
+        if isinstance(answer, WorkerDied | JobFailed):
+            answer = [{"path": path, "rejected": f"crashes the reader: {answer}"}]
+        yield from answer
+        progress.advance(bar)
+
+
+def _run_jobs(
+    jobs: list[Job], workers: int, writer: CacheWriter, report: PrepareReport, progress: Progress
+) -> None:
+    bar = progress.add_task("preparing", total=len(jobs))
+    manifest_written = time.monotonic()
+    stacks_in = {
+        path: sum(job.path == path for job in jobs) for path in {job.path for job in jobs if job.headers}
+    }
+    for job, outcome in run_isolated(prepare_case, jobs, max(1, min(workers, len(jobs)))):
+        if isinstance(outcome, JobFailed):
+            raise RuntimeError(
+                f"could not write {job.case_id} to the cache {job.output}: {outcome}"
+            ) from outcome
+        if isinstance(outcome, WorkerDied):
+            outcome = Outcome("rejected", f"crashes the reader: {outcome}")
+        reason = outcome.reason
+        if stacks_in.get(job.path, 0) > 1:
+            reason = f"series {job.headers[0].series_uid or '(unnamed)'}, {len(job.headers)} slices: {reason}"
+        if outcome.status == "rejected":
+            writer.remove(job.case_id)
+            _reject(report, progress, job.path, reason)
+        else:
+            report.accepted.append(ReportEntry(job.path, reason, job.case_id))
+        progress.advance(bar)
+        if time.monotonic() - manifest_written > SECONDS_BETWEEN_MANIFESTS:
+            writer.finish()
+            manifest_written = time.monotonic()
+    report.accepted.sort(key=lambda entry: (entry.path, entry.case_id))
+    report.rejected.sort(key=lambda entry: (entry.path, entry.reason))
+
+
+def _remove_outdated(
+    writer: CacheWriter, sources: Sequence[str | os.PathLike[str]], report: PrepareReport
+) -> int:
+    current = {entry.case_id for entry in report.accepted}
+    roots = [os.path.abspath(source) for source in sources]
+    outdated = [
+        record.case_id
+        for record in writer.finished()
+        if record.case_id not in current
+        and any(record.source == root or record.source.startswith(os.path.join(root, "")) for root in roots)
+    ]
+    for case_id in outdated:
+        writer.remove(case_id)
+    return len(outdated)
+
+
+def _reject(report: PrepareReport, progress: Progress, path: str, reason: str) -> None:
+    report.rejected.append(ReportEntry(path, reason))
+    line = Text.assemble(("rejected ", "bold red"), printable(path), ": ", printable(reason))
+    progress.console.print(line, soft_wrap=True)
+
+
+def _summarise(report: PrepareReport, path: Path, console: Console) -> None:
+    counts = (
+        f"{len(report.accepted)} accepted, {len(report.rejected)} rejected, {len(report.ignored)} ignored"
+    )
+    if report.removed:
+        counts += f", {report.removed} removed whose source is gone or left out"
+    line = f"{counts} in {report.seconds:.1f} s; {report.cases} cases in {report.output}; report: {path}"
+    console.print(Text(printable(line)), soft_wrap=True)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+
+
+@contextmanager
+def _locked(output: str) -> Iterator[None]:
+    """Keep a second run away from the cache. The lock ends with the process, however that ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(os.path.join(output, LOCK), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(
+                f"another pgl prepare is writing to {output}; wait until it is done"
+            ) from error
+        except OSError:  # some network file systems have no locks
+            pass
+        yield

@@ -1,0 +1,140 @@
+"""Run functions in other processes, so that a crash inside a native library costs one job and not the whole
+run.
+
+A ``ProcessPoolExecutor`` cannot say which job broke it and loses all others. Here the parent hands each
+process one job at a time, so it knows; it then starts a new process and goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any
+
+LONGEST_LAST_WORDS = 300
+
+
+class WorkerDied(RuntimeError):
+    """The process that worked on a job ended before it answered."""
+
+
+class JobFailed(RuntimeError):
+    """The job's function raised an exception; the message tells which."""
+
+
+def run_isolated(
+    function: Callable[[Any], Any], jobs: Iterable[Any], workers: int
+) -> Iterator[tuple[Any, Any]]:
+    """Call ``function(job)`` for each job in ``workers`` other processes; yield answers as they come.
+
+    The processes do not import the caller's ``__main__``, so no ``if __name__ == "__main__"`` is needed.
+    Closing the iterator, or an exception such as KeyboardInterrupt at the caller, kills them.
+
+    Args:
+        function: at the top level of an importable module.
+        jobs: what it is called with; picklable.
+        workers: number of processes, at least 1.
+
+    Yields:
+        (job, answer); the answer is a :class:`WorkerDied` if the process died over the job, a
+        :class:`JobFailed` if the function raised.
+    """
+    waiting = iter(jobs)
+    busy: dict[Connection, tuple[_Worker, Any]] = {}
+    idle: list[_Worker] = []
+    try:
+        while True:
+            while len(busy) < workers:
+                try:
+                    job = next(waiting)
+                except StopIteration:
+                    break
+                worker = idle.pop() if idle else _Worker(threads=max(1, usable_cores() // workers))
+                with suppress(OSError):  # it died while idle: the read below tells
+                    worker.connection.send((function.__module__, function.__qualname__, job))
+                busy[worker.connection] = (worker, job)
+            if not busy:
+                return
+            for connection in wait(list(busy)):
+                worker, job = busy.pop(connection)  # type: ignore[call-overload]
+                try:
+                    succeeded, answer = worker.connection.recv()
+                except (EOFError, OSError):
+                    answer = WorkerDied(worker.last_words())
+                else:
+                    answer = answer if succeeded else JobFailed(answer)
+                    idle.append(worker)
+                yield job, answer
+    finally:
+        for worker in [*idle, *(worker for worker, _ in busy.values())]:
+            worker.kill()
+
+
+def usable_cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Worker:
+    def __init__(self, threads: int) -> None:
+        self.connection, theirs = Pipe()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
+            "BLOSC_NTHREADS": str(threads),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", f"from pgl.workers import _serve; _serve({theirs.fileno()})"],
+            stdin=subprocess.DEVNULL,
+            stdout=self.errors,
+            stderr=self.errors,
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C is for the parent, which then kills its workers
+        )
+        theirs.close()
+
+    def last_words(self) -> str:
+        with suppress(subprocess.TimeoutExpired):  # it is just ending: let it do so with its own exit code
+            self.process.wait(timeout=5)
+        self.kill()
+        self.errors.seek(0)
+        lines = [
+            line.strip()
+            for line in self.errors.read().decode("utf-8", "replace").splitlines()
+            if line.strip()
+        ]
+        code = self.process.returncode
+        end = f"signal {-code}" if code < 0 else f"exit code {code}"
+        hint = "; out of memory?" if code == -9 else ""
+        said = f": {lines[-1][:LONGEST_LAST_WORDS]}" if lines else ""
+        return f"its process died ({end}{hint}){said}"
+
+    def kill(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def _serve(descriptor: int) -> None:
+    """The loop of a worker process: until the parent closes its end, or dies."""
+    connection = Connection(descriptor)
+    while True:
+        try:
+            module, name, job = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = (True, getattr(import_module(module), name)(job))
+        except Exception as error:
+            answer = (False, f"{type(error).__name__}: {error}")
+        with suppress(BrokenPipeError):
+            connection.send(answer)

@@ -1,0 +1,133 @@
+"""DICOM series: sorted and read by their tags; uneven or tilted stacks are rejected."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from pgl.images import RejectedImage, SliceHeader, group_slices, order_slices, read_headers, read_series
+from tests.pgl.ct_files import LIMITS, body, write_series
+
+
+def headers_of(paths) -> list[SliceHeader]:
+    return [SliceHeader(**entry["header"]) for entry in read_headers([os.fspath(p) for p in sorted(paths)])]
+
+
+def rejection(paths) -> str:
+    with pytest.raises(RejectedImage) as caught:
+        read_series(headers_of(paths), LIMITS)
+    return str(caught.value)
+
+
+def oblique() -> np.ndarray:
+    angle = np.radians(25)
+    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    return np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]]) @ turn
+
+
+@pytest.mark.parametrize("axes", [np.eye(3), np.diag([-1, -1, 1]), oblique()])
+@pytest.mark.parametrize("suffix", [".dcm", "", ".IMA"])
+def test_shuffled_slices_become_the_volume_at_its_place(tmp_path, axes, suffix):
+    paths = write_series(tmp_path / "series", axes=axes, suffix=suffix)
+    image, _ = read_series(headers_of(paths), LIMITS)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), body())
+    np.testing.assert_allclose(image.GetSpacing(), (2.0, 2.0, 3.0), atol=1e-5)
+    for index in ((0, 0, 0), (47, 39, 15)):
+        expected = np.array([-30.0, 12.5, 100.0]) + axes @ (np.array(index) * (2.0, 2.0, 3.0))
+        np.testing.assert_allclose(image.TransformIndexToPhysicalPoint(index), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("missing", [1, 8, 14])
+def test_a_missing_slice_is_noticed(tmp_path, missing):
+    paths = write_series(tmp_path)
+    paths[missing].unlink()
+    reason = rejection(paths[:missing] + paths[missing + 1 :])
+    assert "uneven slice spacing: gaps from 3 to 6 mm" in reason
+    assert paths[missing - 1].name in reason
+    assert paths[missing + 1].name in reason
+
+
+def test_spacing_that_changes_within_the_stack_is_noticed(tmp_path):
+    lower = write_series(tmp_path / "a", body()[:8])
+    upper = write_series(tmp_path / "a2", body()[8:], (2, 2, 3.6), (-30.0, 12.5, 100.0 + 7 * 3 + 3.6))
+    for path in upper:
+        path.rename(tmp_path / "a" / f"upper{path.name}")
+    assert "uneven slice spacing" in rejection(list((tmp_path / "a").iterdir()))
+    assert lower
+
+
+def test_positions_rounded_to_a_tenth_of_a_millimetre_are_even(tmp_path):
+    headers = headers_of(write_series(tmp_path, spacing_xyz=(0.7, 0.7, 0.625)))
+    rounded = [
+        SliceHeader(**{**vars(h), "position_mm": tuple(round(p, 1) for p in h.position_mm)}) for h in headers
+    ]
+    _, spacing = order_slices(rounded, tolerance=0.1)
+    assert spacing == pytest.approx(0.625, abs=0.01)
+
+
+def test_a_repeated_slice_is_noticed(tmp_path):
+    paths = write_series(tmp_path)
+    copy = tmp_path / "copy.dcm"
+    copy.write_bytes(paths[5].read_bytes())
+    reason = rejection([*paths, copy])
+    assert reason.startswith("two slices at one place")
+    assert "copy.dcm" in reason
+
+
+@pytest.mark.parametrize("degrees", [1.0, -18.5])
+def test_gantry_tilt_is_noticed_and_measured(tmp_path, degrees):
+    reason = rejection(write_series(tmp_path, body((40, 40, 48)), tilt_degrees=degrees))
+    assert f"gantry tilt: the slices are shifted sideways, {abs(degrees):.1f} degrees" in reason
+
+
+def test_other_modalities_single_slices_and_missing_positions_are_rejected(tmp_path):
+    assert rejection(write_series(tmp_path / "mr", modality="MR")) == "DICOM modality 'MR', not CT"
+    assert rejection(write_series(tmp_path / "one", body((1, 40, 48)))).startswith(
+        "2D image: a single DICOM slice"
+    )
+    unplaced = write_series(tmp_path / "unplaced", drop_tag="0020|0032")
+    headers = [SliceHeader(**{**vars(h), "position_mm": None}) for h in headers_of(unplaced)]
+    with pytest.raises(RejectedImage, match="no ImagePositionPatient"):
+        order_slices(headers, 0.1)
+
+
+def test_series_and_scouts_in_one_folder_are_told_apart(tmp_path):
+    first = write_series(tmp_path / "mixed", series=1)
+    moved = []
+    for series, array, axes in ((2, body(seed=2), np.eye(3)), (1, body((1, 60, 60)), oblique())):
+        for path in write_series(tmp_path / f"s{series}{len(array)}", array, axes=axes, series=series):
+            moved.append(path.rename(tmp_path / "mixed" / f"{series}{len(array)}{path.name}"))
+    stacks = group_slices(headers_of([*first, *moved]))
+    assert sorted(len(stack) for stack in stacks) == [1, 16, 16]
+    volumes = [read_series(stack, LIMITS)[0] for stack in stacks if len(stack) > 1]
+    arrays = [sitk.GetArrayFromImage(volume) for volume in volumes]
+    assert any(np.array_equal(a, body()) for a in arrays)
+    assert any(np.array_equal(a, body(seed=2)) for a in arrays)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+def test_a_truncated_slice_is_rejected_by_name(tmp_path, part):
+    path = write_series(tmp_path)[3]
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
+    [entry] = read_headers([str(path)])
+    assert entry["rejected"].startswith("unreadable")
+
+
+def test_a_slice_that_breaks_after_its_header_was_read_is_named(tmp_path):
+    paths = write_series(tmp_path)
+    headers = headers_of(paths)
+    paths[3].write_bytes(paths[3].read_bytes()[:2000])
+    with pytest.raises(RejectedImage, match=f"slice {paths[3].name} is unreadable"):
+        read_series(headers, LIMITS)
+
+
+def test_other_dicom_objects_are_ignored_and_other_files_are_not_dicom(tmp_path):
+    meta = bytes(128) + b"DICM" + b"\x02\x00\x02\x00UI" + (30).to_bytes(2, "little")
+    (tmp_path / "rt").write_bytes(meta + b"1.2.840.10008.5.1.4.1.1.481.3\0" + bytes(50))
+    (tmp_path / "DATA").write_bytes(b"something else" * 100)
+    rt, other = read_headers([str(tmp_path / "rt"), str(tmp_path / "DATA")])
+    assert rt["ignored"] == "DICOM radiotherapy object"
+    assert "not_dicom" in other
