@@ -26,10 +26,10 @@ namespace {
 
 // Squares outside this range lose precision or overflow; such a voxel is summed again, scaled.
 template <typename A>
-PGL_CONVERT bool squares_are_safe(A square) {
-  constexpr A low = sizeof(A) == 8 ? A(1e-250) : A(1e-30), high = sizeof(A) == 8 ? A(1e250) : A(1e30);
-  return square >= low && square <= high;
-}
+struct SafeSquares {
+  static constexpr A low = sizeof(A) == 8 ? A(1e-250) : A(1e-30), high = sizeof(A) == 8 ? A(1e250) : A(1e30);
+  PGL_CONVERT static bool contain(A square) { return square >= low && square <= high; }
+};
 
 // |x| by the largest entry, so that squares can neither overflow nor vanish. Returns the scaled entry's norm
 // and the scale: |x| = norm · scale.
@@ -38,7 +38,7 @@ PGL_CONVERT void scaled_norm(At at, int64_t channels, A* norm, A* scale) {
   A largest = 0;
   for (int64_t c = 0; c < channels; ++c) {
     const A size = std::fabs(at(c));
-    if (!(size <= largest)) largest = size;  // keeps NaN
+    if (size > largest || size != size) largest = size;  // once NaN, stays NaN
   }
   *scale = largest;
   *norm = 0;
@@ -56,8 +56,9 @@ PGL_CONVERT void scaled_norm(At at, int64_t channels, A* norm, A* scale) {
 template <typename A, typename P, typename Z>
 PGL_CONVERT CosineResult<A> finish_cosine(const CosineSums<A>& sums, double eps, int64_t channels, P p, Z z) {
   const A threshold = eps > std::numeric_limits<A>::min() ? static_cast<A>(eps) : std::numeric_limits<A>::min();
-  const bool safe = squares_are_safe(sums.square_p) && squares_are_safe(sums.square_z);
-  if (safe) {
+  constexpr A low = SafeSquares<A>::low;
+  if ((sums.square_p < low || sums.square_z < low) && threshold * threshold > low) return {0, 0, 0};
+  if (SafeSquares<A>::contain(sums.square_p) && SafeSquares<A>::contain(sums.square_z)) {
     const A norm_p = std::sqrt(sums.square_p), norm_z = std::sqrt(sums.square_z);
     if (norm_p < threshold || norm_z < threshold) return {0, 0, 0};
     const A cos = sums.dot / (norm_p * norm_z);

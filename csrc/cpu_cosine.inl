@@ -10,7 +10,7 @@ namespace PGL_OPS_ISA {
 namespace {
 
 // Voxels held at once: their sums stay in the first-level cache.
-constexpr int64_t kVoxelTile = 128;
+constexpr int64_t kVoxelTile = 1024;
 // Independent partial sums over channels that lie side by side: one vector of any instruction set.
 constexpr int64_t kLanes = 16;
 
@@ -109,75 +109,89 @@ void cosine_forward(const CosineForward<T>& args, int64_t sample, Range voxels) 
   }
 }
 
-template <typename T>
-void cosine_backward(const CosineBackward<T>& args, int64_t sample, Range voxels) {
-  using A = Accumulate<T>;
-  const auto &fp = args.prediction, &fz = args.target;
-  const auto &gp = args.grad_prediction, &gz = args.grad_target;
-  const int64_t all = args.samples * args.voxels;
-  const A* scale = args.scale + sample * args.voxels;
-  const A* cos = args.saved + sample * args.voxels;
-  const A *inverse_p = cos + all, *inverse_z = cos + 2 * all;
-  const T* p0 = fp.data + sample * fp.sample_stride;
-  const T* z0 = fz.data + sample * fz.sample_stride;
-  T* gp0 = gp.data ? gp.data + sample * gp.sample_stride : nullptr;
-  T* gz0 = gz.data ? gz.data + sample * gz.sample_stride : nullptr;
-  const auto one = [&](int64_t v, int64_t c, int64_t sp, int64_t sz, int64_t sgp, int64_t sgz) {
-    const A x = widen(p0[v * sp + c * fp.channel_stride]), y = widen(z0[v * sz + c * fz.channel_stride]);
-    const bool live = inverse_p[v] != 0;
-    const A s = -2 * scale[v];
-    if (gp0) {
-      const A g = cosine_gradient(s, cos[v], x, inverse_p[v], y, inverse_z[v]);
-      gp0[v * sgp + c * gp.channel_stride] = Narrow<T>::from(live ? g : A(0));
-    }
-    if (gz0) {
-      const A g = cosine_gradient(s, cos[v], y, inverse_z[v], x, inverse_p[v]);
-      gz0[v * sgz + c * gz.channel_stride] = Narrow<T>::from(live ? g : A(0));
-    }
-  };
-  const bool channels_inside = fp.channel_stride == 1 && fz.channel_stride == 1 && fp.voxel_stride != 1;
-  if (channels_inside) {
+// Gradients of `n` elements: to[i] from own[i] and other[i]; `at(i)` gives the voxel of element i.
+template <typename T, typename A, typename Own, typename Other, typename At>
+inline void write_gradients(T* __restrict to, int64_t to_stride, int64_t n, const A* __restrict scale,
+                            const A* __restrict cos, const A* __restrict inverse_own,
+                            const A* __restrict inverse_other, Own own, Other other, At at) {
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t v = at(i);
+    const A g = cosine_gradient(-2 * scale[v], cos[v], own(i), inverse_own[v], other(i), inverse_other[v]);
+    to[i * to_stride] = Narrow<T>::from(inverse_own[v] != 0 ? g : A(0));
+  }
+}
+
+// The gradients to one of the two features, for a range of voxels of a sample.
+template <typename T, typename A>
+inline void backward_to(const Features<T>& grad, const Features<const T>& own, const Features<const T>& other,
+                        const A* scale, const A* cos, const A* inverse_own, const A* inverse_other,
+                        int64_t sample, Range voxels, int64_t channels) {
+  if (grad.data == nullptr) return;
+  T* to = grad.data + sample * grad.sample_stride;
+  const T *x = own.data + sample * own.sample_stride, *y = other.data + sample * other.sample_stride;
+  if (grad.channel_stride == 1 && own.channel_stride == 1 && other.channel_stride == 1 &&
+      own.voxel_stride != 1) {
     for (int64_t v = voxels.begin; v < voxels.end; ++v) {
-      for (int64_t c = 0; c < args.channels; ++c) {
-        one(v, c, fp.voxel_stride, fz.voxel_stride, gp.voxel_stride, gz.voxel_stride);
-      }
+      const T *xv = x + v * own.voxel_stride, *yv = y + v * other.voxel_stride;
+      write_gradients(to + v * grad.voxel_stride, 1, channels, scale + v, cos + v, inverse_own + v,
+                      inverse_other + v, [=](int64_t i) { return widen(xv[i]); },
+                      [=](int64_t i) { return widen(yv[i]); }, [](int64_t) { return int64_t{0}; });
     }
     return;
   }
-  const bool unit = fp.voxel_stride == 1 && fz.voxel_stride == 1 && (!gp0 || gp.voxel_stride == 1) &&
-                    (!gz0 || gz.voxel_stride == 1);
+  const auto same = [](int64_t i) { return i; };
   for (int64_t v = voxels.begin; v < voxels.end; v += kVoxelTile) {
-    const int64_t end = smaller(v + kVoxelTile, voxels.end);
-    for (int64_t c = 0; c < args.channels; ++c) {
-      if (unit) {
-        for (int64_t i = v; i < end; ++i) one(i, c, 1, 1, 1, 1);
+    const int64_t n = smaller(kVoxelTile, voxels.end - v);
+    for (int64_t c = 0; c < channels; ++c) {
+      T* tc = to + c * grad.channel_stride + v * grad.voxel_stride;
+      const T* xc = x + c * own.channel_stride + v * own.voxel_stride;
+      const T* yc = y + c * other.channel_stride + v * other.voxel_stride;
+      if (grad.voxel_stride == 1 && own.voxel_stride == 1 && other.voxel_stride == 1) {
+        write_gradients(tc, 1, n, scale + v, cos + v, inverse_own + v, inverse_other + v,
+                        [=](int64_t i) { return widen(xc[i]); }, [=](int64_t i) { return widen(yc[i]); }, same);
       } else {
-        for (int64_t i = v; i < end; ++i) {
-          one(i, c, fp.voxel_stride, fz.voxel_stride, gp.voxel_stride, gz.voxel_stride);
-        }
+        const int64_t sx = own.voxel_stride, sy = other.voxel_stride;
+        write_gradients(tc, grad.voxel_stride, n, scale + v, cos + v, inverse_own + v, inverse_other + v,
+                        [=](int64_t i) { return widen(xc[i * sx]); },
+                        [=](int64_t i) { return widen(yc[i * sy]); }, same);
       }
     }
   }
 }
 
-// Calls visit(row, d, h) with the aligned target of each of the RoI's rows, `row` [channels, w].
+template <typename T>
+void cosine_backward(const CosineBackward<T>& args, int64_t sample, Range voxels) {
+  using A = Accumulate<T>;
+  const int64_t all = args.samples * args.voxels;
+  const A *scale = args.scale + sample * args.voxels, *cos = args.saved + sample * args.voxels;
+  const A *inverse_p = cos + all, *inverse_z = cos + 2 * all;
+  backward_to(args.grad_prediction, args.prediction, args.target, scale, cos, inverse_p, inverse_z, sample,
+              voxels, args.channels);
+  backward_to(args.grad_target, args.target, args.prediction, scale, cos, inverse_z, inverse_p, sample, voxels,
+              args.channels);
+}
+
+// Calls visit(target, channel stride, voxel stride, d, h) with the aligned target of each of the RoI's rows.
+// scratch: the target row of all channels, then what the alignment needs.
 template <typename T, typename Visit>
 inline void for_each_aligned_row(const AlignedCosine<T>& aligned, int64_t k, Range planes,
                                  Accumulate<T>* scratch, Visit visit) {
+  using A = Accumulate<T>;
   const auto& roi = aligned.rois[k];
   const int32_t width = aligned.size[2];
-  Accumulate<T>* row = scratch;
-  Accumulate<T>* sum = scratch + aligned.channels * width;
+  const Range channels{0, aligned.channels};
+  A* target = scratch;
+  A* rest = scratch + aligned.channels * width;
+  const bool channels_inside = aligned.features.stride[1] == 1 && aligned.features.stride[4] != 1;
   for (int64_t d = planes.begin; d < planes.end; ++d) {
     for (int32_t h = 0; h < aligned.size[1]; ++h) {
-      if (aligned.features.stride[1] == 1 && aligned.features.stride[4] != 1) {
-        align_row_channels(row, sum, aligned.features, roi, {0, aligned.channels}, static_cast<int32_t>(d), h);
-        visit(row, int64_t{1}, aligned.channels, d, h);
+      if (channels_inside) {
+        align_row_channels(target, rest, aligned.features, roi, channels, static_cast<int32_t>(d), h);
+        visit(target, int64_t{1}, aligned.channels, d, h);
       } else {
-        for (int64_t c = 0; c < aligned.channels; ++c) {
-          align_row(row + c * width, sum, aligned.features, roi, c, static_cast<int32_t>(d), h);
-        }
-        visit(row, int64_t{width}, int64_t{1}, d, h);
+        for_each_channel_row(aligned.features, roi, channels, static_cast<int32_t>(d), h, rest,
+                             [&](int64_t c, const A* row) { store(target + c * width, row, width); });
+        visit(target, int64_t{width}, int64_t{1}, d, h);
       }
     }
   }
@@ -233,20 +247,30 @@ void aligned_backward(const AlignedCosine<T>& aligned, const CosineBackward<T>& 
     const int64_t voxel0 = (d * aligned.size[1] + h) * width, i0 = k * args.voxels + voxel0;
     const A *scale = args.scale + i0, *cos = args.saved + i0, *inverse_p = cos + all, *inverse_z = cos + 2 * all;
     T* g = grad.data + k * grad.sample_stride + voxel0 * grad.voxel_stride;
-    const auto one = [&](int64_t c, int64_t w) {
-      const A x = widen(p[c * volume.stride[1] + w * volume.stride[4]]);
-      const A value = cosine_gradient(-2 * scale[w], cos[w], x, inverse_p[w], z[c * z_channel + w * z_voxel],
-                                      inverse_z[w]);
-      g[c * grad.channel_stride + w * grad.voxel_stride] =
-          Narrow<T>::from(inverse_p[w] != 0 ? value : A(0));
-    };
     if (grad.channel_stride == 1) {
       for (int64_t w = 0; w < width; ++w) {
-        for (int64_t c = 0; c < aligned.channels; ++c) one(c, w);
+        const T* pw = p + w * volume.stride[4];
+        const A* zw = z + w * z_voxel;
+        const int64_t stride = volume.stride[1];
+        write_gradients(g + w * grad.voxel_stride, 1, aligned.channels, scale + w, cos + w, inverse_p + w,
+                        inverse_z + w, [=](int64_t c) { return widen(pw[c * stride]); },
+                        [=](int64_t c) { return zw[c * z_channel]; }, [](int64_t) { return int64_t{0}; });
       }
-    } else {
-      for (int64_t c = 0; c < aligned.channels; ++c) {
-        for (int64_t w = 0; w < width; ++w) one(c, w);
+      return;
+    }
+    for (int64_t c = 0; c < aligned.channels; ++c) {
+      const T* pc = p + c * volume.stride[1];
+      const A* zc = z + c * z_channel;
+      T* gc = g + c * grad.channel_stride;
+      const auto same = [](int64_t i) { return i; };
+      if (volume.stride[4] == 1 && z_voxel == 1 && grad.voxel_stride == 1) {
+        write_gradients(gc, 1, width, scale, cos, inverse_p, inverse_z,
+                        [=](int64_t i) { return widen(pc[i]); }, [=](int64_t i) { return zc[i]; }, same);
+      } else {
+        const int64_t stride = volume.stride[4];
+        write_gradients(gc, grad.voxel_stride, width, scale, cos, inverse_p, inverse_z,
+                        [=](int64_t i) { return widen(pc[i * stride]); },
+                        [=](int64_t i) { return zc[i * z_voxel]; }, same);
       }
     }
   });

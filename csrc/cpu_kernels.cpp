@@ -5,7 +5,8 @@
 // function shared between instruction sets would run where its instructions do not exist.
 #include "cpu_kernels.h"
 
-// clang-format off: the second uses the first
+// clang-format off: each uses those before it
+#include "cpu_vectors.inl"
 #include "cpu_roi_align.inl"
 #include "cpu_cosine.inl"
 // clang-format on

@@ -21,7 +21,9 @@ struct AxisTaps {
   int32_t width;              // rows of `index` and `weight`: the most taps of any destination
   const int32_t* taps;        // [count]: how many taps each destination has
   const int32_t* index;       // [width, count]: sources less source_lo; source_hi - source_lo where unused
-  const A* weight;            // [width, count]
+  const A* weight;            // [width, count]; 0 where unused
+  const int32_t* window;      // for each 16 destinations: where the 32 sources begin that hold all their
+                              // taps, or -1
 };
 
 template <typename A>
@@ -91,6 +93,9 @@ struct AlignedCosine {
   int64_t channels;
   int32_t size[3];  // d, h, w
 };
+
+// What scratch memory must hold beyond the rows themselves, since vector loads reach beyond a row.
+constexpr int64_t kRowSlack = 64;
 
 struct Range {
   int64_t begin, end;

@@ -7,128 +7,87 @@ namespace pgl_ops {
 namespace PGL_OPS_ISA {
 namespace {
 
-// The channels that one channels_last task holds: enough for full vectors, few enough to stay in the cache.
-constexpr int64_t kRowsAtOnce = 4;
+// The source rows of one destination row: where they start, relative to the first row, and their weights.
+// They are the same for all channels.
+constexpr int kRowsAtOnce = 64;
 
-// A row of `length` elements, `stride` apart, of which `weight` times is to be added.
-template <typename T>
-struct WeightedRow {
-  const T* data;
-  Accumulate<T> weight;
+template <typename A>
+struct RowList {
+  int64_t offset[kRowsAtOnce];
+  A weight[kRowsAtOnce];
+  int count;
 };
 
-template <bool unit_stride, typename T>
-inline Accumulate<T> element(const T* row, int64_t i, int64_t stride) {
-  return widen(row[unit_stride ? i : i * stride]);
-}
-
-// sum[i] = (or +=) Σ_r weight_r · row_r[i].
-template <bool unit_stride, bool add, typename T>
-inline void combine_rows(Accumulate<T>* __restrict sum, const WeightedRow<T>* rows, int64_t n_rows,
-                         int64_t length, int64_t stride) {
-  using A = Accumulate<T>;
-  if (n_rows == 4) {
-    const T *r0 = rows[0].data, *r1 = rows[1].data, *r2 = rows[2].data, *r3 = rows[3].data;
-    const A w0 = rows[0].weight, w1 = rows[1].weight, w2 = rows[2].weight, w3 = rows[3].weight;
-    for (int64_t i = 0; i < length; ++i) {
-      A value = w0 * element<unit_stride>(r0, i, stride);
-      value += w1 * element<unit_stride>(r1, i, stride);
-      value += w2 * element<unit_stride>(r2, i, stride);
-      value += w3 * element<unit_stride>(r3, i, stride);
-      sum[i] = add ? sum[i] + value : value;
-    }
-  } else if (n_rows == 3) {
-    const T *r0 = rows[0].data, *r1 = rows[1].data, *r2 = rows[2].data;
-    const A w0 = rows[0].weight, w1 = rows[1].weight, w2 = rows[2].weight;
-    for (int64_t i = 0; i < length; ++i) {
-      A value = w0 * element<unit_stride>(r0, i, stride);
-      value += w1 * element<unit_stride>(r1, i, stride);
-      value += w2 * element<unit_stride>(r2, i, stride);
-      sum[i] = add ? sum[i] + value : value;
-    }
-  } else if (n_rows == 2) {
-    const T *r0 = rows[0].data, *r1 = rows[1].data;
-    const A w0 = rows[0].weight, w1 = rows[1].weight;
-    for (int64_t i = 0; i < length; ++i) {
-      A value = w0 * element<unit_stride>(r0, i, stride);
-      value += w1 * element<unit_stride>(r1, i, stride);
-      sum[i] = add ? sum[i] + value : value;
-    }
-  } else {
-    const T* r0 = rows[0].data;
-    const A w0 = rows[0].weight;
-    for (int64_t i = 0; i < length; ++i) {
-      const A value = w0 * element<unit_stride>(r0, i, stride);
-      sum[i] = add ? sum[i] + value : value;
-    }
-  }
-}
-
-// Step 1 for the destination (d, h): sums the source rows that start at `base`, whose D and H strides are
-// given. Returns false where no source row touches it.
-template <bool unit_stride, typename T>
-inline bool combine(Accumulate<T>* sum, const T* base, int64_t stride_d, int64_t stride_h,
-                    const AxisTaps<Accumulate<T>>& axis_d, int32_t d, const AxisTaps<Accumulate<T>>& axis_h,
-                    int32_t h, int64_t length, int64_t stride) {
-  WeightedRow<T> rows[kRowsAtOnce];
-  int64_t filled = 0;
-  bool started = false;
+// Calls flush(list, first) with the source rows of destination (d, h), some at a time; `first` tells the first
+// call. Returns false where no source row touches it.
+template <typename A, typename Flush>
+inline bool for_each_row_list(const AxisTaps<A>& axis_d, int32_t d, int64_t stride_d, const AxisTaps<A>& axis_h,
+                              int32_t h, int64_t stride_h, Flush flush) {
+  RowList<A> list;
+  list.count = 0;
+  bool first = true;
   for (int32_t i = 0; i < axis_d.taps[d]; ++i) {
-    const T* plane = base + axis_d.index[i * int64_t{axis_d.count} + d] * stride_d;
-    const auto weight_d = axis_d.weight[i * int64_t{axis_d.count} + d];
+    const int64_t plane = axis_d.index[i * int64_t{axis_d.count} + d] * stride_d;
+    const A weight_d = axis_d.weight[i * int64_t{axis_d.count} + d];
     for (int32_t j = 0; j < axis_h.taps[h]; ++j) {
-      rows[filled++] = {plane + axis_h.index[j * int64_t{axis_h.count} + h] * stride_h,
-                        weight_d * axis_h.weight[j * int64_t{axis_h.count} + h]};
-      if (filled == kRowsAtOnce) {
-        if (started) {
-          combine_rows<unit_stride, true>(sum, rows, filled, length, stride);
-        } else {
-          combine_rows<unit_stride, false>(sum, rows, filled, length, stride);
-        }
-        started = true;
-        filled = 0;
+      if (list.count == kRowsAtOnce) {
+        flush(list, first);
+        first = false;
+        list.count = 0;
       }
+      list.offset[list.count] = plane + axis_h.index[j * int64_t{axis_h.count} + h] * stride_h;
+      list.weight[list.count++] = weight_d * axis_h.weight[j * int64_t{axis_h.count} + h];
     }
   }
-  if (filled > 0) {
-    if (started) {
-      combine_rows<unit_stride, true>(sum, rows, filled, length, stride);
-    } else {
-      combine_rows<unit_stride, false>(sum, rows, filled, length, stride);
-    }
-  }
-  return started || filled > 0;
+  if (list.count == 0) return false;
+  flush(list, first);
+  return true;
 }
 
-// Step 2, one channel: row[j] (+)= Σ_i weight[i, j] · sum[index[i, j]]. Unused taps read the zero that follows
-// the combined row.
-template <bool add, typename A>
-inline void contract(A* __restrict row, const A* __restrict sum, const AxisTaps<A>& axis) {
-  const int32_t count = axis.count;
-  for (int32_t i = 0; i < axis.width; ++i) {
-    const int32_t* __restrict index = axis.index + i * int64_t{count};
-    const A* __restrict weight = axis.weight + i * int64_t{count};
-    if (i == 0 && !add) {
-      for (int32_t j = 0; j < count; ++j) row[j] = weight[j] * sum[index[j]];
-    } else {
-      for (int32_t j = 0; j < count; ++j) row[j] += weight[j] * sum[index[j]];
-    }
+// Step 1: sum[i] = (or, if not `first`, +=) Σ_r weight_r · base[offset_r + i · stride].
+template <typename T>
+inline void combine(Accumulate<T>* __restrict sum, const T* base, const RowList<Accumulate<T>>& rows, bool first,
+                    int64_t length, int64_t stride) {
+  using A = Accumulate<T>;
+  if (stride == 1) {
+    combine_vectors(sum, base, rows.offset, rows.weight, rows.count, first, length);
+    return;
   }
+  for (int64_t i = 0; i < length; ++i) {
+    A value = first ? A(0) : sum[i];
+    for (int r = 0; r < rows.count; ++r) value += rows.weight[r] * widen(base[rows.offset[r] + i * stride]);
+    sum[i] = value;
+  }
+}
+
+// Step 2, one channel: row[j] (+)= Σ_i weight[i, j] · sum[index[i, j]].
+template <bool add, typename A>
+inline void contract(A* __restrict row, A* __restrict sum, const AxisTaps<A>& axis) {
+  // Destinations without taps read the zero that follows the combined row.
+  sum[axis.source_hi - axis.source_lo] = 0;
+  contract_vectors<add>(row, sum, axis);
 }
 
 // Step 2, a block of channels innermost.
 template <bool add, typename A>
 inline void contract_channels(A* __restrict rows, const A* __restrict sum, const AxisTaps<A>& axis,
                               int64_t channels) {
+  int64_t offset[kRowsAtOnce];
+  A weight[kRowsAtOnce];
   for (int32_t j = 0; j < axis.count; ++j) {
-    A* __restrict row = rows + j * channels;
-    if (!add) {
-      for (int64_t c = 0; c < channels; ++c) row[c] = 0;
+    A* row = rows + j * channels;
+    bool first = !add;
+    for (int32_t i = 0; i < axis.taps[j];) {
+      int n = 0;
+      for (; n < kRowsAtOnce && i < axis.taps[j]; ++n, ++i) {
+        offset[n] = axis.index[i * int64_t{axis.count} + j] * channels;
+        weight[n] = axis.weight[i * int64_t{axis.count} + j];
+      }
+      combine_vectors(row, sum, offset, weight, n, first, channels);
+      first = false;
     }
-    for (int32_t i = 0; i < axis.taps[j]; ++i) {
-      const A weight = axis.weight[i * int64_t{axis.count} + j];
-      const A* __restrict source = sum + axis.index[i * int64_t{axis.count} + j] * channels;
-      for (int64_t c = 0; c < channels; ++c) row[c] += weight * source[c];
+    if (first) {
+      for (int64_t c = 0; c < channels; ++c) row[c] = 0;
     }
   }
 }
@@ -140,23 +99,15 @@ inline void store(T* __restrict to, const A* __restrict from, int64_t length) {
 
 // Step 1 for a block of channels: rows of `width` voxels with `channels` channels each, channel innermost.
 template <typename T>
-inline bool combine_channels(Accumulate<T>* sum, const T* base, const int64_t* stride,
-                             const AxisTaps<Accumulate<T>>& axis_d, int32_t d,
-                             const AxisTaps<Accumulate<T>>& axis_h, int32_t h, int64_t width,
-                             int64_t channels) {
+inline void combine_channels(Accumulate<T>* sum, const T* base, const int64_t* stride,
+                             const RowList<Accumulate<T>>& rows, bool first, int64_t width, int64_t channels) {
   if (stride[1] == 1 && stride[4] == channels) {
-    return combine<true>(sum, base, stride[2], stride[3], axis_d, d, axis_h, h, width * channels, 1);
+    combine(sum, base, rows, first, width * channels, 1);
+    return;
   }
-  bool touched = false;
   for (int64_t w = 0; w < width; ++w) {
-    const T* voxel = base + w * stride[4];
-    touched = stride[1] == 1 ? combine<true>(sum + w * channels, voxel, stride[2], stride[3], axis_d, d,
-                                             axis_h, h, channels, 1)
-                             : combine<false>(sum + w * channels, voxel, stride[2], stride[3], axis_d, d,
-                                              axis_h, h, channels, stride[1]);
-    if (!touched) break;
+    combine(sum + w * channels, base + w * stride[4], rows, first, channels, stride[1]);
   }
-  return touched;
 }
 
 // The first element that a RoI reads.
@@ -168,36 +119,59 @@ inline const T* first_source(const Volume<const T>& volume, const RoiTaps<Accumu
   return first;
 }
 
-// One channel's result row (d, h) of a RoI, in `row`; `sum` holds the combined row meanwhile.
-template <typename T>
-inline void align_row(Accumulate<T>* row, Accumulate<T>* sum, const Volume<const T>& input,
-                      const RoiTaps<Accumulate<T>>& roi, int64_t channel, int32_t d, int32_t h) {
-  const auto& axis_w = roi.axes[2];
-  const T* base = first_source(input, roi, roi.sample, channel);
+// The result row (d, h) of each of some channels of a RoI, one after the other: visit(channel, row). `scratch`
+// holds the combined row and the result row.
+template <typename T, typename Visit>
+inline void for_each_channel_row(const Volume<const T>& input, const RoiTaps<Accumulate<T>>& roi, Range channels,
+                                 int32_t d, int32_t h, Accumulate<T>* scratch, Visit visit) {
+  using A = Accumulate<T>;
+  const AxisTaps<A>& axis_w = roi.axes[2];
   const int64_t length = axis_w.source_hi - axis_w.source_lo;
-  const bool touched =
-      length > 0 && (input.stride[4] == 1
-                         ? combine<true>(sum, base, input.stride[2], input.stride[3], roi.axes[0], d,
-                                         roi.axes[1], h, length, 1)
-                         : combine<false>(sum, base, input.stride[2], input.stride[3], roi.axes[0], d,
-                                          roi.axes[1], h, length, input.stride[4]));
-  if (touched) {
-    sum[length] = 0;
-    contract<false>(row, sum, axis_w);
-  } else {
-    for (int32_t j = 0; j < axis_w.count; ++j) row[j] = 0;
+  A* sum = scratch;
+  A* row = scratch + padded_row(length);
+  const T* base = first_source(input, roi, roi.sample, 0);
+  const bool many = int64_t{roi.axes[0].taps[d]} * roi.axes[1].taps[h] > kRowsAtOnce;
+  bool touched = false;
+  if (length > 0 && !many) {
+    touched = for_each_row_list(roi.axes[0], d, input.stride[2], roi.axes[1], h, input.stride[3],
+                                [&](const RowList<A>& rows, bool first) {
+                                  for (int64_t c = channels.begin; c < channels.end; ++c) {
+                                    combine(sum, base + c * input.stride[1], rows, first, length,
+                                            input.stride[4]);
+                                    contract<false>(row, sum, axis_w);
+                                    visit(c, row);
+                                  }
+                                });
+  } else if (length > 0) {
+    touched = true;
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+      for_each_row_list(roi.axes[0], d, input.stride[2], roi.axes[1], h, input.stride[3],
+                        [&](const RowList<A>& rows, bool first) {
+                          combine(sum, base + c * input.stride[1], rows, first, length, input.stride[4]);
+                        });
+      contract<false>(row, sum, axis_w);
+      visit(c, row);
+    }
   }
+  if (touched) return;
+  for (int32_t j = 0; j < axis_w.count; ++j) row[j] = 0;
+  for (int64_t c = channels.begin; c < channels.end; ++c) visit(c, row);
 }
 
 // A block of channels' result row (d, h) of a RoI: `row` [w, channels].
 template <typename T>
 inline void align_row_channels(Accumulate<T>* row, Accumulate<T>* sum, const Volume<const T>& input,
                                const RoiTaps<Accumulate<T>>& roi, Range channels, int32_t d, int32_t h) {
-  const auto& axis_w = roi.axes[2];
-  const int64_t n = channels.end - channels.begin;
+  using A = Accumulate<T>;
+  const AxisTaps<A>& axis_w = roi.axes[2];
+  const int64_t n = channels.end - channels.begin, width = axis_w.source_hi - axis_w.source_lo;
   const T* base = first_source(input, roi, roi.sample, channels.begin);
-  const int64_t width = axis_w.source_hi - axis_w.source_lo;
-  if (width > 0 && combine_channels(sum, base, input.stride, roi.axes[0], d, roi.axes[1], h, width, n)) {
+  const bool touched =
+      width > 0 && for_each_row_list(roi.axes[0], d, input.stride[2], roi.axes[1], h, input.stride[3],
+                                     [&](const RowList<A>& rows, bool first) {
+                                       combine_channels(sum, base, input.stride, rows, first, width, n);
+                                     });
+  if (touched) {
     contract_channels<false>(row, sum, axis_w, n);
   } else {
     for (int64_t i = 0; i < axis_w.count * n; ++i) row[i] = 0;
@@ -207,17 +181,14 @@ inline void align_row_channels(Accumulate<T>* row, Accumulate<T>* sum, const Vol
 template <typename T>
 void forward(const RoiForward<T>& args, int64_t k, Range channels, Range planes, Accumulate<T>* scratch) {
   const auto& roi = args.rois[k];
-  const auto& axis_w = roi.axes[2];
   const Volume<Sampled<T>>& out = args.output;
-  Accumulate<T>* sum = scratch;
-  Accumulate<T>* row = scratch + (axis_w.source_hi - axis_w.source_lo) + 1;
-  for (int64_t c = channels.begin; c < channels.end; ++c) {
-    for (int64_t d = planes.begin; d < planes.end; ++d) {
-      for (int32_t h = 0; h < roi.axes[1].count; ++h) {
-        align_row(row, sum, args.input, roi, c, static_cast<int32_t>(d), h);
-        store(out.data + k * out.stride[0] + c * out.stride[1] + d * out.stride[2] + h * out.stride[3], row,
-              axis_w.count);
-      }
+  for (int64_t d = planes.begin; d < planes.end; ++d) {
+    for (int32_t h = 0; h < roi.axes[1].count; ++h) {
+      Sampled<T>* to = out.data + k * out.stride[0] + d * out.stride[2] + h * out.stride[3];
+      for_each_channel_row(args.input, roi, channels, static_cast<int32_t>(d), h, scratch,
+                           [&](int64_t c, const Accumulate<T>* row) {
+                             store(to + c * out.stride[1], row, roi.axes[2].count);
+                           });
     }
   }
 }
@@ -236,43 +207,60 @@ void forward_channels_last(const RoiForward<T>& args, int64_t k, Range channels,
       align_row_channels(row, sum, args.input, roi, channels, static_cast<int32_t>(d), h);
       Sampled<T>* to =
           out.data + k * out.stride[0] + channels.begin + d * out.stride[2] + h * out.stride[3];
+      if (out.stride[4] == n) {
+        store(to, row, axis_w.count * n);
+        continue;
+      }
       for (int32_t j = 0; j < axis_w.count; ++j) store(to + j * out.stride[4], row + j * n, n);
     }
   }
 }
 
+// scratch: one plane a channel, then a combined row.
 template <typename T>
 void backward(const RoiBackward<T>& args, int64_t sample, Range channels, Range planes,
               Accumulate<T>* scratch) {
   using A = Accumulate<T>;
-  const int64_t height = args.size[1], width = args.size[2];
+  const int64_t height = args.size[1], width = args.size[2], area = height * width;
+  const int64_t n = channels.end - channels.begin;
   const Volume<const T>& grad = args.grad_output;
   const Volume<T>& out = args.grad_input;
-  A* plane = scratch;
-  A* sum = scratch + height * width;
-  for (int64_t c = channels.begin; c < channels.end; ++c) {
-    for (int64_t d = planes.begin; d < planes.end; ++d) {
-      for (int64_t i = 0; i < height * width; ++i) plane[i] = 0;
-      for (int64_t place = args.group[sample]; place < args.group[sample + 1]; ++place) {
-        const int64_t k = args.order[place];
-        const AxisTaps<A>*axis_d = &args.rois[k].axes[0], *axis_h = axis_d + 1, *axis_w = axis_d + 2;
-        const int64_t row_d = d - axis_d->first;
-        if (row_d < 0 || row_d >= axis_d->count || axis_d->taps[row_d] == 0 || axis_w->count == 0) continue;
-        const T* base = first_source(grad, args.rois[k], k, c);
-        const int64_t length = axis_w->source_hi - axis_w->source_lo;
-        for (int32_t h = 0; h < axis_h->count; ++h) {
-          const bool touched =
-              grad.stride[4] == 1
-                  ? combine<true>(sum, base, grad.stride[2], grad.stride[3], *axis_d,
-                                  static_cast<int32_t>(row_d), *axis_h, h, length, 1)
-                  : combine<false>(sum, base, grad.stride[2], grad.stride[3], *axis_d,
-                                   static_cast<int32_t>(row_d), *axis_h, h, length, grad.stride[4]);
-          if (!touched) continue;
-          sum[length] = 0;
-          contract<true>(plane + (axis_h->first + h) * width + axis_w->first, sum, *axis_w);
+  A* sum = scratch + n * area;
+  for (int64_t d = planes.begin; d < planes.end; ++d) {
+    for (int64_t i = 0; i < n * area; ++i) scratch[i] = 0;
+    for (int64_t place = args.group[sample]; place < args.group[sample + 1]; ++place) {
+      const int64_t k = args.order[place];
+      const AxisTaps<A>&axis_d = args.rois[k].axes[0], &axis_h = args.rois[k].axes[1],
+            &axis_w = args.rois[k].axes[2];
+      const int64_t row_d = d - axis_d.first, length = axis_w.source_hi - axis_w.source_lo;
+      if (row_d < 0 || row_d >= axis_d.count || axis_d.taps[row_d] == 0 || axis_w.count == 0) continue;
+      const T* base = first_source(grad, args.rois[k], k, channels.begin);
+      for (int32_t h = 0; h < axis_h.count; ++h) {
+        A* to = scratch + (axis_h.first + h) * width + axis_w.first;
+        const auto each_list = [&](int64_t c, const RowList<A>& rows, bool first) {
+          combine(sum, base + c * grad.stride[1], rows, first, length, grad.stride[4]);
+        };
+        const auto d_row = static_cast<int32_t>(row_d);
+        if (int64_t{axis_d.taps[d_row]} * axis_h.taps[h] <= kRowsAtOnce) {
+          for_each_row_list(axis_d, d_row, grad.stride[2], axis_h, h, grad.stride[3],
+                            [&](const RowList<A>& rows, bool first) {
+                              for (int64_t c = 0; c < n; ++c) {
+                                each_list(c, rows, first);
+                                contract<true>(to + c * area, sum, axis_w);
+                              }
+                            });
+          continue;
+        }
+        for (int64_t c = 0; c < n; ++c) {
+          for_each_row_list(axis_d, d_row, grad.stride[2], axis_h, h, grad.stride[3],
+                            [&](const RowList<A>& rows, bool first) { each_list(c, rows, first); });
+          contract<true>(to + c * area, sum, axis_w);
         }
       }
-      store(out.data + sample * out.stride[0] + c * out.stride[1] + d * out.stride[2], plane, height * width);
+    }
+    for (int64_t c = 0; c < n; ++c) {
+      T* to = out.data + sample * out.stride[0] + (channels.begin + c) * out.stride[1] + d * out.stride[2];
+      store(to, scratch + c * area, area);
     }
   }
 }
@@ -291,17 +279,24 @@ void backward_channels_last(const RoiBackward<T>& args, int64_t sample, Range ch
       for (int64_t i = 0; i < width * n; ++i) rows[i] = 0;
       for (int64_t place = args.group[sample]; place < args.group[sample + 1]; ++place) {
         const int64_t k = args.order[place];
-        const AxisTaps<A>*axis_d = &args.rois[k].axes[0], *axis_h = axis_d + 1, *axis_w = axis_d + 2;
-        const int64_t row_d = d - axis_d->first, row_h = h - axis_h->first;
-        if (row_d < 0 || row_d >= axis_d->count || row_h < 0 || row_h >= axis_h->count) continue;
-        if (axis_w->count == 0) continue;
+        const AxisTaps<A>&axis_d = args.rois[k].axes[0], &axis_h = args.rois[k].axes[1],
+              &axis_w = args.rois[k].axes[2];
+        const int64_t row_d = d - axis_d.first, row_h = h - axis_h.first;
+        if (row_d < 0 || row_d >= axis_d.count || row_h < 0 || row_h >= axis_h.count) continue;
+        if (axis_w.count == 0) continue;
         const T* base = first_source(grad, args.rois[k], k, channels.begin);
-        if (combine_channels(sum, base, grad.stride, *axis_d, static_cast<int32_t>(row_d), *axis_h,
-                             static_cast<int32_t>(row_h), axis_w->source_hi - axis_w->source_lo, n)) {
-          contract_channels<true>(rows + axis_w->first * n, sum, *axis_w, n);
-        }
+        const bool touched = for_each_row_list(
+            axis_d, static_cast<int32_t>(row_d), grad.stride[2], axis_h, static_cast<int32_t>(row_h),
+            grad.stride[3], [&](const RowList<A>& list, bool first) {
+              combine_channels(sum, base, grad.stride, list, first, axis_w.source_hi - axis_w.source_lo, n);
+            });
+        if (touched) contract_channels<true>(rows + axis_w.first * n, sum, axis_w, n);
       }
       T* to = out.data + sample * out.stride[0] + channels.begin + d * out.stride[2] + h * out.stride[3];
+      if (out.stride[4] == n) {
+        store(to, rows, width * n);
+        continue;
+      }
       for (int64_t w = 0; w < width; ++w) store(to + w * out.stride[4], rows + w * n, n);
     }
   }

@@ -59,7 +59,7 @@ inline std::vector<Roi> read_rois(const RoiGeometry& geometry, const Tensor& box
 // Owns the tables of one RoI and axis that an AxisTaps points into.
 template <typename A>
 struct AxisTable {
-  std::vector<int32_t> taps, index;
+  std::vector<int32_t> taps, index, window;
   std::vector<A> weight;
 
   // One (destination, source, weight) of the sparse matrix.
@@ -96,7 +96,28 @@ struct AxisTable {
       index[place] = entry.source - lo;
       weight[place] = entry.weight;
     }
-    return {first, count, lo, hi, width, taps.data(), index.data(), weight.data()};
+    find_windows(count, width, hi - lo);
+    return {first,       count,        lo,           hi, width, taps.data(), index.data(),
+            weight.data(), window.data()};
+  }
+
+ private:
+  void find_windows(int32_t count, int32_t width, int32_t unused) {
+    constexpr int32_t block = 16, reach = 32;
+    window.clear();
+    for (int32_t begin = 0; begin < count; begin += block) {
+      int32_t low = std::numeric_limits<int32_t>::max(), high = 0;
+      for (int32_t i = 0; i < width; ++i) {
+        for (int32_t t = begin; t < std::min(count, begin + block); ++t) {
+          const int32_t source = index[int64_t{i} * count + t];
+          if (source == unused) continue;
+          low = std::min(low, source);
+          high = std::max(high, source);
+        }
+      }
+      low = std::min(low, high);
+      window.push_back(high - low < reach ? low : -1);
+    }
   }
 };
 

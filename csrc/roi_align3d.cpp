@@ -13,6 +13,10 @@ namespace {
 
 // A task should keep a thread busy for longer than it takes to hand it out: this many elements written.
 constexpr int64_t kElementsPerTask = 1 << 14;
+// Channels that share the list of source rows: few enough that their rows stay in the first-level cache.
+constexpr int64_t kChannelsAtOnce = 16;
+// Planes of gradients, one a channel, that one task of the backward pass adds to: the second-level cache.
+constexpr int64_t kPlaneBytes = 1 << 18;
 // A block of channels_last channels: its rows stay in the first-level cache.
 constexpr int64_t kRowBytes = 1 << 15;
 
@@ -60,12 +64,12 @@ Tensor roi_align3d_cpu(Tensor input, Tensor boxes, OutputSize output_size, Scale
                              volume(static_cast<Sampled<T>*>(output.mutable_data_ptr()), output),
                              tables.data()};
     const CpuKernels<T>& kernels = cpu_kernels<T>();
-    const int64_t row = tables.widest(2) + 1 + bins_w;
+    const int64_t row = tables.widest(2) + bins_w;
     const Blocks channels(geometry.channels,
                           channels_last ? channel_block<A>(geometry.channels, row)
-                                        : kElementsPerTask / (bins_d * bins_h * bins_w));
+                                        : std::min(kChannelsAtOnce, kElementsPerTask / (bins_h * bins_w)));
     const Blocks planes(bins_d, kElementsPerTask / (bins_h * bins_w * channels.size));
-    const int64_t scratch_size = row * (channels_last ? channels.size : 1);
+    const int64_t scratch_size = row * (channels_last ? channels.size : 1) + kRowSlack;
     // Channels outermost: what neighbouring tasks read overlaps, and stays in the cache.
     parallel_for(channels.count * geometry.n_rois * planes.count, 1, [&](int64_t begin, int64_t end) {
       const std::unique_ptr<A[]> scratch(new A[scratch_size]);
@@ -112,12 +116,13 @@ Tensor roi_align3d_backward_cpu(Tensor grad, Tensor boxes, std::vector<int64_t> 
                               group.data(),
                               {depth, height, width}};
     const CpuKernels<T>& kernels = cpu_kernels<T>();
-    const int64_t sum = tables.widest(2) + 1;
+    const int64_t sum = tables.widest(2), area = height * width;
+    const int64_t fitting = kPlaneBytes / static_cast<int64_t>(sizeof(A)) / area;
     const Blocks channels(geometry.channels, channels_last ? channel_block<A>(geometry.channels, width + sum)
-                                                           : kElementsPerTask / (depth * height * width));
-    const Blocks planes(depth, kElementsPerTask / (height * width * channels.size));
+                                                           : std::min(kChannelsAtOnce, fitting));
+    const Blocks planes(depth, kElementsPerTask / (area * channels.size));
     const int64_t scratch_size =
-        channels_last ? (width + sum) * channels.size : height * width + sum;
+        (channels_last ? (width + sum) * channels.size : area * channels.size + sum) + kRowSlack;
     parallel_for(geometry.n_samples * channels.count * planes.count, 1, [&](int64_t begin, int64_t end) {
       const std::unique_ptr<A[]> scratch(new A[scratch_size]);
       for (int64_t task = begin; task < end; ++task) {

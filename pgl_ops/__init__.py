@@ -7,7 +7,7 @@
 3.5
 """
 
-from . import _library, reference
+from . import reference
 from ._library import build_info
 from .aligned_cosine_loss3d import aligned_cosine_loss3d
 from .boxes import boxes_from_xyz

@@ -98,7 +98,9 @@ def check_sampling_ratio(sampling_ratio: object) -> list[int]:
     """Three sampling ratios; 0 and below mean adaptive."""
     ratios = as_triple("sampling_ratio", sampling_ratio, int)
     if any(ratio > MAX_SAMPLING_RATIO for ratio in ratios):
-        raise ValueError(f"sampling_ratio must be at most {MAX_SAMPLING_RATIO}, got {describe(sampling_ratio)}")
+        raise ValueError(
+            f"sampling_ratio must be at most {MAX_SAMPLING_RATIO}, got {describe(sampling_ratio)}"
+        )
     return ratios
 
 
@@ -121,7 +123,9 @@ def check_eps(eps: object) -> float:
 def check_reduction(reduction: object) -> str:
     """One of ``REDUCTIONS``."""
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {describe(reduction)}")
+        raise ValueError(
+            f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {describe(reduction)}"
+        )
     return reduction  # type: ignore[return-value]
 
 

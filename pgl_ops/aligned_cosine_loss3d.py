@@ -148,7 +148,8 @@ def register(namespace: str) -> None:
             )
         return grad_grad_out, grad_prediction, grad_features, *((None,) * 9)
 
-    name, backward_name = f"{namespace}::aligned_cosine_loss3d", f"{namespace}::aligned_cosine_loss3d_backward"
+    name = f"{namespace}::aligned_cosine_loss3d"
+    backward_name = f"{name}_backward"
     torch.library.register_fake(name, _fake)
     torch.library.register_fake(backward_name, _fake_backward)
     torch.library.register_autograd(name, backward, setup_context=_setup_context)

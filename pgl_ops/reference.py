@@ -154,7 +154,7 @@ def aligned_cosine_loss3d(
     reduction: str = "mean",
     eps: float = 1e-8,
 ) -> Tensor:
-    """The loss of ``prediction`` against RoI-aligned ``features``; see :func:`pgl_ops.aligned_cosine_loss3d`."""
+    """The loss against RoI-aligned ``features``; see :func:`pgl_ops.aligned_cosine_loss3d`."""
     prediction = arguments.check_volume("prediction", prediction, arguments.FLOAT_DTYPES)
     features = arguments.check_volume("features", features, arguments.FLOAT_DTYPES)
     arguments.check_same_dtype("features", features, "prediction", prediction)

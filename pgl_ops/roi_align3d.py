@@ -89,9 +89,7 @@ class RoIAlign3d(nn.Module):
         self.sampling_ratio = tuple(arguments.check_sampling_ratio(sampling_ratio))
         self.aligned = arguments.check_bool("aligned", aligned)
 
-    def forward(
-        self, input: Tensor, boxes: Tensor | Sequence[Tensor], flips: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor], flips: Tensor | None = None) -> Tensor:
         """Aligns ``boxes`` of ``input``; see :func:`roi_align3d`."""
         return roi_align3d(
             input, boxes, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned, flips
@@ -132,14 +130,10 @@ def empty_volume(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, chann
 
 def _fake(input, boxes, output_size, spatial_scale, sampling_ratio, aligned, flips):
     dtype = input.dtype if input.dtype.is_floating_point else torch.float32
-    return empty_volume(
-        input, [boxes.shape[0], input.shape[1], *output_size], dtype, is_channels_last(input)
-    )
+    return empty_volume(input, [boxes.shape[0], input.shape[1], *output_size], dtype, is_channels_last(input))
 
 
-def _fake_backward(
-    grad, boxes, input_size, spatial_scale, sampling_ratio, aligned, flips, channels_last
-):
+def _fake_backward(grad, boxes, input_size, spatial_scale, sampling_ratio, aligned, flips, channels_last):
     return empty_volume(grad, input_size, grad.dtype, channels_last)
 
 

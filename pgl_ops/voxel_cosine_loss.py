@@ -90,9 +90,7 @@ def _fake(prediction, target, weight, reduction, eps, save):
     return fake_loss(prediction, reduction, save)
 
 
-def _fake_backward(
-    grad, prediction, target, weight, saved, divisor, reduction, need_prediction, need_target
-):
+def _fake_backward(grad, prediction, target, weight, saved, divisor, reduction, need_prediction, need_target):
     nothing = prediction.new_empty([0])
     return (
         fake_gradient(prediction) if need_prediction else nothing,

@@ -1,0 +1,285 @@
+"""``python -m benchmarks.ops``: every op against its peers and against the memory bandwidth.
+
+Each row interleaves its runs with the peers' (ours, peer, ours, …), so that a drift of the machine's speed
+meets both; the ratio is the median of the paired ratios. Writes a table to the terminal, and JSON and a bar
+chart to ``benchmarks/results/``. ``--check`` exits with 1 where a ratio is under its bar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import pgl_ops
+from benchmarks.workloads import Case, loss_cases, roi_cases, roi_workloads, torchvision_roi_align
+
+RESULTS = Path(__file__).parent / "results"
+
+#: Least ratio to a peer (its time over ours), by (workload, direction, peer); CPU, float32, two threads.
+BARS = {
+    ("bottleneck", "forward", "grid_sample"): 40,
+    ("bottleneck", "backward", "grid_sample"): 30,
+    ("dense", "forward", "grid_sample"): 60,
+    ("dense", "backward", "grid_sample"): 30,
+    ("views", "forward", "grid_sample"): 20,
+    ("torchvision-2d", "forward", "torchvision"): 4,
+    ("torchvision-2d", "backward", "torchvision"): 6,
+    ("loss 8x256x4x16x16", "both", "composition"): 10,
+    ("loss 2x32x16x96x96", "both", "composition"): 10,
+    ("aligned loss bottleneck", "both", "its parts"): 1.5,
+    ("aligned loss dense", "both", "its parts"): 1.5,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; see the module's text."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--seconds", type=float, default=1.5, help="time for each pair of ours and a peer")
+    parser.add_argument("--only", default="", help="run only workloads whose name contains this")
+    parser.add_argument("--compile", action="store_true", help="also the reference under torch.compile")
+    parser.add_argument("--layouts", nargs="+", default=["contiguous", "channels_last"])
+    parser.add_argument("--dtypes", nargs="+", default=None, help="default: float32, on a GPU also bfloat16")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a bar is missed")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--name", default=None, help="name of the result files, default ops-DEVICE")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    gpu = device.type == "cuda"
+    dtypes = options.dtypes or (["float32", "bfloat16"] if gpu else ["float32"])
+    peers = {"reference", "grid_sample", "torchvision", "composition"} | (
+        {"compiled"} if options.compile else set()
+    )
+
+    bandwidth = copy_bandwidth(device)
+    rows, missed = [], []
+    for case in all_cases(device, gpu, dtypes, options.layouts, peers):
+        if options.only not in case.workload:
+            continue
+        row = measure(case, device, options.seconds, bandwidth)
+        rows.append(row)
+        print(summary(row), file=sys.stderr, flush=True)
+        missed += missed_bars(row) if not gpu else []
+    record = {"header": header(device, bandwidth), "rows": rows}
+    options.output.mkdir(parents=True, exist_ok=True)
+    stem = options.output / (options.name or f"ops-{device.type}")
+    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    print_table(record)
+    draw(record, stem.with_suffix(".png"))
+    print(f"written: {stem}.json, {stem}.png")
+    for text in missed:
+        print(f"under its bar: {text}", file=sys.stderr)
+    return 1 if options.check and missed else 0
+
+
+def all_cases(device, gpu, dtypes, layouts, peers):
+    """All rows, made one after the other so that only one workload is in memory."""
+    for work in roi_workloads(gpu):
+        for dtype in dtypes if not work.integer else ["int16"]:
+            for layout in layouts if work.channels > 1 else ["contiguous"]:
+                kind = getattr(torch, dtype) if not work.integer else torch.float32
+                yield from roi_cases(work, kind, layout, device, peers)
+    for dtype in dtypes:
+        for layout in layouts:
+            yield from loss_cases(device, getattr(torch, dtype), layout, peers, gpu)
+
+
+def measure(case: Case, device: torch.device, seconds: float, bandwidth: float) -> dict:
+    """Times of one case, ours interleaved with each peer."""
+    expected = case.ours()
+    times, ratios = [], {}
+    for peer, run in case.peers.items():
+        check_equal(case, peer, expected, run())
+        ours, theirs = paired(case.ours, run, device, seconds)
+        times += ours
+        ratios[peer] = median(t / o for o, t in zip(ours, theirs, strict=True))
+    if not case.peers:
+        times, _ = paired(case.ours, lambda: None, device, seconds)
+    best = median(times)
+    return {
+        "workload": case.workload,
+        "direction": case.direction,
+        "dtype": case.dtype,
+        "layout": case.layout,
+        "milliseconds": best * 1e3,
+        "runs": len(times),
+        "ratio": ratios,
+        "floor_bytes": case.floor_bytes,
+        "share_of_copy_bandwidth": case.floor_bytes / best / bandwidth,
+        "extra_bytes": extra_memory(case, device),
+    }
+
+
+def check_equal(case: Case, peer: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """A peer that computes something else is no peer."""
+    scale = ours.abs().max().item()
+    if case.workload == "views" and peer == "grid_sample":
+        return  # differs where a sample lies within half a voxel of the border; same work
+    difference = (ours.float() - theirs.float()).abs().max().item()
+    if difference > case.tolerance * max(scale, 1e-12) * (1 if peer != "grid_sample" else 10):
+        raise RuntimeError(f"{case.workload} {case.direction}: {peer} differs by {difference:g} of {scale:g}")
+
+
+def paired(ours, theirs, device: torch.device, seconds: float) -> tuple[list[float], list[float]]:
+    """Seconds of interleaved runs."""
+    times: tuple[list[float], list[float]] = ([], [])
+    began = time.perf_counter()
+    while len(times[0]) < 3 or (time.perf_counter() - began < seconds and len(times[0]) < 200):
+        for run, spent in zip((ours, theirs), times, strict=True):
+            spent.append(timed(run, device))
+    drop = 1 if len(times[0]) > 3 else 0  # the first run warms up
+    return times[0][drop:], times[1][drop:]
+
+
+def timed(run, device: torch.device) -> float:
+    """Seconds of one run; by events on a GPU."""
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def extra_memory(case: Case, device: torch.device) -> int | None:
+    """Peak device memory of one run beyond what was allocated before it; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    case.ours()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second (read plus written) of a copy much larger than the caches."""
+    size = 1 << (30 if device.type == "cuda" else 27)
+    source = torch.zeros(size, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    runs = [timed(lambda: target.copy_(source), device) for _ in range(10)]
+    return 2 * size / median(runs[1:])
+
+
+def missed_bars(row: dict) -> list[str]:
+    """The bars that a row is under."""
+    found = []
+    for (workload, direction, peer), bar in BARS.items():
+        applies = (row["workload"], row["direction"], row["layout"]) == (workload, direction, "contiguous")
+        if applies and row["dtype"] in ("float32", "int16") and peer in row["ratio"]:
+            ratio = row["ratio"][peer]
+            if ratio < bar:
+                found.append(f"{workload} {direction}: {ratio:.1f}x {peer}, bar {bar}x")
+    return found
+
+
+def header(device: torch.device, bandwidth: float) -> dict:
+    """Where and with what the record was made."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "pgl_ops": pgl_ops.build_info(),
+        "commit": commit or "unknown",
+        "copy_gigabytes_per_second": bandwidth / 1e9,
+        "torchvision_ops": torchvision_roi_align() is not None,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown CPU"
+
+
+def summary(row: dict) -> str:
+    """A row in one line."""
+    ratios = ", ".join(f"{ratio:.1f}x {peer}" for peer, ratio in row["ratio"].items())
+    return f"{row['workload']} {row['direction']} {row['dtype']} {row['layout']}: {ratios}"
+
+
+def print_table(record: dict) -> None:
+    """The record as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    head = record["header"]
+    torchvision = "" if head["torchvision_ops"] else "; torchvision's compiled ops are not available here"
+    title = (
+        f"{head['device']}, {head['threads']} threads, torch {head['torch']}, {head['commit']}{torchvision}"
+    )
+    table = Table(title=title)
+    for name in ("workload", "direction", "dtype", "layout", "ms", "faster than", "bandwidth", "extra MiB"):
+        table.add_column(name, justify="right" if name in ("ms", "bandwidth", "extra MiB") else "left")
+    for row in record["rows"]:
+        extra = row["extra_bytes"]
+        table.add_row(
+            row["workload"],
+            row["direction"],
+            row["dtype"],
+            row["layout"],
+            f"{row['milliseconds']:.3f}",
+            ", ".join(f"{peer} {ratio:.1f}x" for peer, ratio in row["ratio"].items()),
+            f"{row['share_of_copy_bandwidth']:.0%}",
+            "" if extra is None else f"{extra / 2**20:.1f}",
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def draw(record: dict, path: Path) -> None:
+    """The ratios as a bar chart."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    bars = [
+        (f"{row['workload']} {row['direction']} {row['dtype']} {row['layout']}", peer, ratio)
+        for row in record["rows"]
+        for peer, ratio in row["ratio"].items()
+    ]
+    peers = sorted({peer for _, peer, _ in bars})
+    colours = dict(
+        zip(peers, ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"], strict=False)
+    )
+    figure, axes = plt.subplots(figsize=(9, 0.28 * len(bars) + 1.5), layout="constrained")
+    axes.barh(
+        [f"{name} vs {peer}" for name, peer, _ in bars],
+        [r for *_, r in bars],
+        color=[colours[p] for _, p, _ in bars],
+    )
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.invert_yaxis()
+    axes.set_xlabel("times faster than the peer (paired medians)")
+    axes.tick_params(labelsize=7)
+    head = record["header"]
+    axes.set_title(f"{head['device']}, {head['threads']} threads, torch {head['torch']}", fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

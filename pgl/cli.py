@@ -1,0 +1,346 @@
+"""The command ``pgl``: one sub-command for each stage from image files to pretrained weights.
+
+This file only turns words into settings, and errors into one line and an exit code: 0 done, 1 failed
+(``prepare``: something was rejected), 2 wrong usage, 130 interrupted. What a stage needs is imported when it
+is chosen, so that ``pgl --help`` is quick and works without the training extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pgl
+from pgl.cli_text import expand, explain, usage_message, value_of
+
+if TYPE_CHECKING:
+    from argparse import HelpFormatter
+
+    from jsonargparse import ArgumentParser, Namespace
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
+_POSITIONALS = ("source", "run")
+_EXAMPLE = """\
+  pgl phantom --output ct --cases 6
+  pgl prepare ct/images --output cache
+  pgl pretrain --data cache --output run --config configs/smoke.yaml
+  pgl show run
+  pgl export run --output encoder.pt"""
+
+
+_TRIPLES = "Triples are in the order (D, H, W) and written 3,1,1."
+
+
+class UsageError(Exception):
+    """The command line is wrong; the message says where."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command.
+
+    Args:
+        summary: one line for ``pgl --help``.
+        usage: its arguments in brief.
+        describe: adds its arguments to a parser; imports no more than that needs.
+        run: does it with the parsed arguments and returns the exit code.
+        note: what its help says besides.
+    """
+
+    summary: str
+    usage: str
+    describe: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], int]
+    note: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's own) and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words or os.environ.get("PGL_DEBUG", "0") not in ("", "0")
+    words = [word for word in words if word != "--debug"]
+    name = f"pgl {words[0]}" if words and words[0] in COMMANDS else "pgl"
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        _say(f"{name}: interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone: nothing more can be said there, not even by the flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    except UsageError as error:
+        if debug:
+            raise
+        _say(f"{name}: {error} (see `{name} --help`)")
+        return WRONG_USAGE
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"{name}: {explain(error)}")
+        return FAILED
+
+
+def _run(words: list[str]) -> int:
+    if not words:
+        _overview().print_help(sys.stderr)
+        return WRONG_USAGE
+    if words[0] not in COMMANDS:
+        return _without_command(words)
+    name, command = words[0], COMMANDS[words[0]]
+    words = expand(words[1:])
+    if name == "pretrain":
+        words = _settings_to_resume(words) + words
+    from jsonargparse import ArgumentError
+
+    parser = _parser(name, command)
+    try:
+        # The method's name before jsonargparse 4.49, which goes away in 5.
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        arguments = instantiate(parser.parse_args(words))
+    except ArgumentError as error:
+        raise UsageError(usage_message(str(error), _POSITIONALS, value_of("--config", words))) from error
+    except ValueError as error:  # a settings class refuses its values
+        raise UsageError(explain(error)) from error
+    except SystemExit as done:  # --help and --print_config
+        return int(done.code or 0)
+    return command.run(arguments)
+
+
+def _phantom_arguments(parser: ArgumentParser) -> None:
+    from pgl.phantom import make_phantoms
+
+    parser.add_function_arguments(make_phantoms, skip={"progress"})
+
+
+def _phantom(arguments: Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pgl.phantom import make_phantoms
+
+    with Progress(console=Console(stderr=True)) as progress:
+
+        def show(done: int, total: int) -> None:
+            if not progress.tasks:
+                progress.add_task("drawing phantoms", total=total)
+            progress.update(progress.tasks[0].id, completed=done)
+
+        images = make_phantoms(**vars(arguments), progress=show)
+    folder = images[0].parent
+    print(f"{folder}: {len(images)} CT images; their labels lie in {folder.parent / 'labels'}")
+    return DONE
+
+
+def _prepare_arguments(parser: ArgumentParser) -> None:
+    from pgl.prepare import PrepareSettings
+
+    parser.add_argument(
+        "source",
+        nargs="+",
+        metavar="SOURCE",
+        help="folders, searched to the bottom, and files: any format that SimpleITK reads, and DICOM series",
+    )
+    parser.add_argument("--output", required=True, metavar="CACHE", help="the cache folder, made or updated")
+    parser.add_class_arguments(PrepareSettings)
+
+
+def _prepare(arguments: Namespace) -> int:
+    from pgl.prepare import PrepareSettings, prepare
+
+    settings = vars(arguments).copy()
+    sources, output = settings.pop("source"), settings.pop("output")
+    try:
+        chosen = PrepareSettings(**settings)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return prepare(sources, output, chosen).exit_code
+
+
+def _pretrain_arguments(parser: ArgumentParser) -> None:
+    from pgl.config import PretrainConfig
+
+    parser.add_argument(
+        "--config",
+        action="config",
+        metavar="FILE",
+        help="YAML file with settings, see configs/; what the command line says overrides it",
+    )
+    parser.add_class_arguments(PretrainConfig)
+
+
+def _pretrain(arguments: Namespace) -> int:
+    from pgl.config import PretrainConfig, check
+
+    settings = vars(arguments).copy()
+    del settings["config"]
+    config = PretrainConfig(**settings)
+    try:
+        check(config)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    from pgl.pretrain import pretrain
+
+    pretrain(config)
+    return DONE
+
+
+def _settings_to_resume(words: list[str]) -> list[str]:
+    """``--resume`` without ``--config`` goes on with the settings that the run has written."""
+    output = value_of("--output", words)
+    if output is None or value_of("--resume", words) != "true" or value_of("--config", words) is not None:
+        return []
+    written = Path(output) / "config.yaml"
+    return [f"--config={written}"] if written.is_file() else []
+
+
+def _show_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "run", metavar="RUN", help="the folder of `pgl pretrain`; the run may still be going on"
+    )
+    parser.add_argument("--output", metavar="DIR", help="folder for the pictures (default: RUN/pictures)")
+    parser.add_argument("--pairs", type=int, default=4, metavar="N", help="view pairs to draw")
+    parser.add_argument("--data", metavar="CACHE", help="the cache, if it was moved since the run")
+
+
+def _show(arguments: Namespace) -> int:
+    from pgl.show import show
+
+    looks = {
+        "curves.png": "did the loss fall and the matching accuracy rise, without collapse?",
+        "views.png": "do both crops of the shared region show the same anatomy?",
+        "features.png": "do the same places get the same colours in both views?",
+    }
+    for path in show(arguments.run, arguments.output, arguments.pairs, arguments.data):
+        print(f"{path}: {looks[path.name]}")
+    return DONE
+
+
+def _export_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of `pgl pretrain`")
+    parser.add_argument(
+        "--format",
+        choices=["encoder"],
+        default="encoder",
+        help="encoder: the encoder's weights and description, for `pgl.load_encoder`",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="the file to write, replaced if it exists"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=["last", "best", "initial"],
+        default="last",
+        help="the weights: of the last step, of the highest matching accuracy, or of the untrained network",
+    )
+
+
+def _export(arguments: Namespace) -> int:
+    from pgl.export import export_encoder
+
+    network = export_encoder(arguments.run, arguments.output, arguments.checkpoint)
+    print(
+        f"{arguments.output}: the encoder after {network['trained_steps']} steps; "
+        f"load it with pgl.load_encoder({str(arguments.output)!r})"
+    )
+    return DONE
+
+
+COMMANDS = {
+    "phantom": Command(
+        "make synthetic abdominal CT with labels, to try everything without data",
+        "--output DIR [--cases N] [--seed S] [--size D,H,W] [--spacing_mm D,H,W] [--overwrite]",
+        _phantom_arguments,
+        _phantom,
+        _TRIPLES,
+    ),
+    "prepare": Command(
+        "turn folders of CT, DICOM or any other format, into one cache for training",
+        "SOURCE [SOURCE ...] --output CACHE [--spacing_mm D,H,W] [options]",
+        _prepare_arguments,
+        _prepare,
+        f"{_TRIPLES} Exits with 1 if a file was rejected; the others are in the cache all the same.",
+    ),
+    "pretrain": Command(
+        "pretrain an encoder on a cache, without labels",
+        "--data CACHE --output RUN [--config FILE] [--key value ...] [--resume]",
+        _pretrain_arguments,
+        _pretrain,
+        _TRIPLES,
+    ),
+    "show": Command(
+        "draw a run: its views, its features before and after, its curves",
+        "RUN [--output DIR] [--pairs N] [--data CACHE]",
+        _show_arguments,
+        _show,
+    ),
+    "export": Command(
+        "write a run's encoder to one file of plain tensors and data",
+        "RUN --output FILE [--format encoder] [--checkpoint last|best|initial]",
+        _export_arguments,
+        _export,
+    ),
+}
+
+
+def _overview() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS)) + 2
+    stages = "\n".join(f"  {name:{width}}{command.summary}" for name, command in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="pgl",
+        usage="pgl COMMAND [arguments]",
+        description="Self-supervised pretraining of 3D networks on unlabelled CT (PGL, arXiv 2011.12640).",
+        epilog=(
+            f"commands, in the order of their use:\n{stages}\n\n"
+            f"for example:\n{_EXAMPLE}\n\n`pgl COMMAND --help` tells more."
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False,
+    )
+    parser.add_argument("--version", action="version", version=f"pgl-ops {pgl.__version__}")
+    parser.add_argument(
+        "--debug", action="store_true", help="show the whole traceback of an error (or PGL_DEBUG=1)"
+    )
+    return parser
+
+
+def _without_command(words: list[str]) -> int:
+    try:
+        _, unknown = _overview().parse_known_args(words)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    kind = "option" if unknown[0].startswith("-") else "command"
+    raise UsageError(f"unknown {kind} {unknown[0]!r}, expected one of {', '.join(COMMANDS)}")
+
+
+def _parser(name: str, command: Command) -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    class Parser(ArgumentParser):
+        def format_help(self, formatter: HelpFormatter | None = None) -> str:
+            # The help of settings is their docstring, whose markup is not for terminals.
+            text = re.sub(r"\s+\(default:\s+null\)", "", super().format_help(formatter))
+            text = re.sub(r",\s+default:\s+null\)", ")", text)
+            text = re.sub(r"<class\s+'(\w+)'>", r"\1", text)
+            return re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "")
+
+    parser = Parser(
+        prog=f"pgl {name}",
+        usage=f"pgl {name} {command.usage}",
+        description=f"{command.summary[0].upper()}{command.summary[1:]}. {command.note}",
+        exit_on_error=False,
+    )
+    command.describe(parser)
+    return parser
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

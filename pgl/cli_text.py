@@ -1,0 +1,92 @@
+"""Between the command line and its parser: shorthands on the way in, one-line messages on the way out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+# Import names of the extra `train`.
+EXTRAS = {
+    "SimpleITK", "blosc2", "dynamic_network_architectures", "jsonargparse", "docstring_parser",
+    "lightning_fabric", "matplotlib", "monai", "rich", "tensorboard", "yaml",
+}  # fmt: skip
+OWN_FOLDERS = tuple(str(Path(__file__).resolve().parent.parent / name) for name in ("pgl", "pgl_ops"))
+_SWITCHES = ("--resume", "--overwrite")
+_NUMBERS = re.compile(r"-?[\d.]+(,-?[\d.]+)+")
+
+
+def expand(words: Sequence[str]) -> list[str]:
+    """The words in the form that jsonargparse reads.
+
+    ``3,1,1`` becomes a list, a switch such as ``--resume`` gets the value that is meant, patterns may be
+    given one by one, and a config file comes first, so that the command line overrides it wherever it stands.
+    """
+    configs, others = [], []
+    remaining = list(words)
+    while remaining:
+        option, equals, value = remaining.pop(0).partition("=")
+        if option == "--config" and (equals or remaining):
+            configs.append(f"--config={value if equals else remaining.pop(0)}")
+            continue
+        if option in _SWITCHES and not equals and remaining[:1] not in (["true"], ["false"]):
+            equals, value = "=", "true"
+        elif option == "--print_config" and not equals:
+            equals, value = "=", "skip_unset"
+        elif option in ("--include", "--exclude"):
+            option += "+"
+        others.append(f"{_bracketed(option)}{equals}{_bracketed(value)}")
+    return configs + others
+
+
+def value_of(option: str, words: Sequence[str]) -> str | None:
+    """The value given to ``option``, as ``--option value`` or ``--option=value``; None if it is not there."""
+    for number, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == option:
+            return value if equals else next(iter(words[number + 1 :]), None)
+    return None
+
+
+def usage_message(text: str, positionals: Sequence[str], config: str | None = None) -> str:
+    """The parser's error in the user's words: options instead of keys, types by their names.
+
+    Args:
+        text: the error.
+        positionals: keys that are no options.
+        config: the config file, which the parser does not name when it cannot read it.
+    """
+    text = " ".join(text.split()).replace("Problems parsing config", f"cannot read {config}")
+    text = re.sub(r'Parser key "([^"]+)":', r"--\1:", text)
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "")
+    required = re.fullmatch(r"the following arguments are required: (.+)", text)
+    if not required:
+        return text
+    names = [name.lstrip("-") for name in re.split(r",\s*", required[1])]
+    return "missing " + ", ".join(name.upper() if name in positionals else f"--{name}" for name in names)
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of a stage; one that nobody foresaw says its class and how to see more."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRAS:
+        return f'{error.name} is not installed; run: pip install "pgl-ops[train]"'
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    if text and _raised_by_us(error):
+        return text
+    return f"{type(error).__name__}: {text or 'no message'} (add --debug for the traceback)"
+
+
+def _raised_by_us(error: Exception) -> bool:
+    """Whether the error comes out of this project's own ``raise``: then its message was written for users."""
+    if isinstance(error, AssertionError | AttributeError | KeyError | IndexError | NotImplementedError):
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(OWN_FOLDERS)
+
+
+def _bracketed(word: str) -> str:
+    return f"[{word}]" if _NUMBERS.fullmatch(word) else word

@@ -1,0 +1,244 @@
+"""``pgl pretrain``: run the method over a cache of volumes, measure it, and leave everything in one folder.
+
+The run's folder, RUN/::
+
+    config.yaml            every setting of the run, readable by ``pgl pretrain --config``
+    environment.json       versions, device, command line, which cases train and which validate
+    log.txt                what was said on the terminal
+    metrics.jsonl          one JSON object a line, told apart by "kind":
+        {"kind": "train", "step", "loss", "learning_rate", "ema", "steps_per_s", "seconds"}
+        {"kind": "validation", "step", "matching_accuracy", "chance", "feature_spread", "feature_rank",
+         "projected_matching_accuracy", "projected_spread", "loss"}
+        The first validation line has step 0: the untrained network.
+    tensorboard/           the same numbers for TensorBoard
+    checkpoints/
+        initial.pt         the untrained network (step 0)
+        last.pt            the latest step, with all that ``--resume`` needs
+        best.pt            the step with the highest matching accuracy so far
+
+What a checkpoint holds is written in :mod:`pgl.checkpoint`; all of them load with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from pgl.cache import VolumeCache
+from pgl.checkpoint import BEST, INITIAL, LAST, checkpoint_path, save_checkpoint
+from pgl.config import PretrainConfig, check, to_plain
+from pgl.contexts import Batch, ContextDataset, GlobalBatches, make_loader, split_cases
+from pgl.method import PGL, ema_decay
+from pgl.networks import count_parameters, seeded_module
+from pgl.optimizers import build_optimizer, learning_rate_at
+from pgl.record import RunRecord, write_environment, write_settings
+from pgl.state import restore, state_of, state_to_resume
+from pgl.validation import Validation, prepare_views
+from pgl.watch import LossWatch, agree, finish_the_step_on_signal
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Run, or with ``config.resume`` continue, a pretraining.
+
+    A resumed run ends in the same weights as one that was never interrupted (bitwise, on one CPU with the
+    same number of threads). SIGINT and SIGTERM finish the step, write ``last.pt`` and then raise
+    KeyboardInterrupt.
+
+    Args:
+        config: all settings.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        ValueError: settings that do not fit together, or differ from those of the run to resume.
+        FileNotFoundError: no cache at ``config.data``.
+        FileExistsError: ``config.output`` holds a run and ``resume`` is not set.
+        FloatingPointError: the loss is no longer finite; the message names the cases of that step.
+        KeyboardInterrupt: stopped by a signal, after the state was saved.
+    """
+    check(config)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    cache = VolumeCache(config.data)
+    saved = state_to_resume(config)
+    train = config.train
+    fabric = Fabric(
+        accelerator=train.accelerator,
+        devices=train.devices,
+        num_nodes=train.num_nodes,
+        precision=train.precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return _Run(config, cache, fabric, saved).run()
+
+
+class _Run:
+    """The parts of a run and its loop."""
+
+    def __init__(
+        self, config: PretrainConfig, cache: VolumeCache, fabric: Fabric, saved: dict[str, Any] | None
+    ) -> None:
+        self.config, self.cache, self.fabric = config, cache, fabric
+        self.folder = Path(config.output)
+        self.step = saved["step"] if saved else 0
+        self.metrics: dict[str, float] = saved["metrics"] if saved else {}
+        self.best: dict[str, float] = saved["best"] if saved else {}
+
+        self.method: PGL = seeded_module(config.seed, lambda: PGL(config.encoder, config.method))
+        if fabric.world_size > 1 and fabric.device.type == "cuda":
+            self.method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.method)  # type: ignore[assignment]
+        optimizer = build_optimizer(self.method, config.optimizer)
+        if saved:
+            restore(self.method, optimizer, saved)
+        self.forward, self.optimizer = fabric.setup(self.method, optimizer)
+
+        case_ids = [case.case_id for case in cache.cases]
+        training, validation = split_cases(case_ids, config.validation.fraction, config.seed)
+        self.case_ids = case_ids
+        self.dataset = ContextDataset(cache, training, config.views, config.augment, config.seed)
+        self.record = RunRecord(self.folder, self.step, config.train.steps, fabric.is_global_zero)
+        self.validation = Validation(cache, validation, config) if fabric.is_global_zero else None
+        if fabric.is_global_zero:
+            self._write_head(training, validation)
+
+    def run(self) -> Path:
+        steps = self.config.train.steps
+        if self.step == 0:
+            self._validate()
+            self._save(INITIAL)
+        self.record.start()
+        try:
+            with finish_the_step_on_signal() as asked_to_stop:
+                self._loop(asked_to_stop)
+        finally:
+            self.record.close()
+        self.record.say(f"done: {steps} steps, everything lies in {self.folder}")
+        return self.folder
+
+    def _loop(self, asked_to_stop: threading.Event) -> None:
+        train, fabric = self.config.train, self.fabric
+        batches = GlobalBatches(
+            self.step, train.steps, train.batch_size, fabric.global_rank, fabric.world_size
+        )
+        losses = LossWatch(fabric, self.case_ids)
+        for batch in make_loader(self.dataset, batches, train.workers):
+            losses.add(self._training_step(batch.to(fabric.device)), batch)
+            self.step += 1
+            last = self.step == train.steps
+            # Whether to stop is agreed upon where all processes meet.
+            together = self.step % train.log_every == 0 or last
+            if together:
+                self._log(losses)
+            stop = agree(fabric, asked_to_stop.is_set()) if together or fabric.world_size == 1 else False
+            if last or self.step % self.config.validation.every == 0:
+                losses.check()
+                self._validate()
+                losses.restart_clock()
+            if last or stop or self.step % train.checkpoint_every == 0:
+                losses.check()
+                self._save(LAST)
+            if stop and not last:
+                self.record.say(f"stopped after step {self.step}; `--resume` goes on from here")
+                raise KeyboardInterrupt
+            self.record.show(self.step)
+
+    def _training_step(self, batch: Batch) -> torch.Tensor:
+        step, steps = self.step, self.config.train.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, steps, self.config.optimizer)
+        loss = self.forward(prepare_views(batch, self.config), batch.pairs)
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        self.optimizer.step()
+        self.method.update_target(self._ema(step))
+        return loss.detach()
+
+    def _ema(self, step: int) -> float:
+        method = self.config.method
+        return ema_decay(step, self.config.train.steps, method.ema_start, method.ema_end)
+
+    def _log(self, losses: LossWatch) -> None:
+        loss, speed = losses.collect()
+        numbers = {
+            "loss": loss,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "ema": self._ema(self.step - 1),
+            "steps_per_s": speed,
+            "seconds": losses.seconds_since_start(),
+        }
+        self.record.write("train", self.step, numbers)
+
+    def _validate(self) -> None:
+        if self.validation is not None:
+            with self.fabric.autocast():
+                self.metrics = self.validation.measure(self.method)
+            self.record.write("validation", self.step, self.metrics)
+            self._report()
+        self.fabric.barrier()
+
+    def _report(self) -> None:
+        now = self.metrics
+        self.record.say(
+            f"step {self.step}: matching accuracy {now['matching_accuracy']:.4f} "
+            f"(chance {now['chance']:.4f}), feature spread {now['feature_spread']:.3f}, "
+            f"rank {now['feature_rank']:.1f}, validation loss {now['loss']:.3f}"
+        )
+        threshold = self.config.validation.collapse_threshold
+        for name in ("feature_spread", "projected_spread"):
+            if not now[name] >= threshold:
+                self.record.say(
+                    f"WARNING, COLLAPSE: {name} is {now[name]:.4f}, below {threshold}: the features are "
+                    "nearly the same everywhere. Lower optimizer.learning_rate, raise method.ema_start, or "
+                    "use method.head_norm=batch.",
+                    style="bold red",
+                )
+        # The untrained network is a reference, not a result.
+        if self.step and now["matching_accuracy"] > self.best.get("matching_accuracy", -math.inf):
+            self.best = {**now, "step": self.step}
+            self._save(BEST)
+
+    def _save(self, name: str) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        content = {
+            "step": self.step,
+            "samples": self.step * self.config.train.batch_size,
+            "spacing_mm": list(self.cache.spacing_mm),
+            "metrics": self.metrics,
+            "best": self.best,
+            **state_of(self.method, self.optimizer if name == LAST else None, self.config),
+        }
+        save_checkpoint(checkpoint_path(self.folder, name), content)
+
+    def _write_head(self, training: list[int], validation: list[int]) -> None:
+        config, method, say = self.config, self.method, self.record.say
+        names = {
+            "training": [self.case_ids[i] for i in training],
+            "validation": [self.case_ids[i] for i in validation],
+        }
+        write_settings(self.folder, to_plain(config))
+        write_environment(self.folder, self.fabric.device, self.fabric.world_size, names)
+        if self.step:
+            say(f"resuming {self.folder} after step {self.step} of {config.train.steps}")
+        say(
+            f"{len(training)} training and {len(validation)} validation cases of {config.data}, "
+            f"{self.fabric.world_size} × {self.fabric.device.type}, {torch.get_num_threads()} CPU threads"
+        )
+        if set(training) & set(validation):
+            say(
+                f"validation uses the training cases: {len(self.case_ids)} cases are too few to hold some "
+                "out, or validation.fraction is 0"
+            )
+        level, stages = method.backbone.level, len(config.encoder.strides)
+        say(
+            f"encoder {count_parameters(method.backbone):,} trained parameters, features of stage {level} at "
+            f"stride {method.backbone.stride}, whole method {count_parameters(method):,}"
+        )
+        if level < stages - 1:
+            say(f"stages {level + 1} to {stages - 1} lie beyond method.feature_level and stay untrained")

@@ -1,0 +1,144 @@
+"""What a run leaves behind while it goes: metrics.jsonl, TensorBoard, log.txt, and the line on the
+terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+import pgl
+from pgl.atomic import write_json, write_text
+
+METRICS, LOG, ENVIRONMENT, CONFIG, TENSORBOARD = (
+    "metrics.jsonl", "log.txt", "environment.json", "config.yaml", "tensorboard",
+)  # fmt: skip
+
+
+class RunRecord:
+    """The record of one run, written by the first process alone.
+
+    Args:
+        folder: RUN.
+        step: steps already done; metrics of later steps, left by an interrupted run, are dropped.
+        steps: steps of the whole run.
+        enabled: False on every process but the first: then nothing is written or shown.
+    """
+
+    def __init__(self, folder: Path, step: int, steps: int, enabled: bool) -> None:
+        self.folder = folder
+        self.enabled = enabled
+        self.console = Console(stderr=True, quiet=not enabled)
+        if not enabled:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if step == 0:
+            (folder / METRICS).unlink(missing_ok=True)
+        _drop_later_lines(folder / METRICS, step)
+        self.tensorboard = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1 if step else None)
+        self.progress = Progress(
+            TextColumn("pretraining"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+        )
+        self.task = self.progress.add_task("", total=steps, completed=step, numbers="")
+        self.shown: dict[str, str] = {}
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line and keep it in log.txt."""
+        if self.enabled:
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+            with (self.folder / LOG).open("a", encoding="utf-8") as log:
+                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def write(self, kind: str, step: int, numbers: dict[str, float]) -> None:
+        """Append a line to metrics.jsonl and TensorBoard, and show it."""
+        if not self.enabled:
+            return
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **numbers}) + "\n")
+        for name, value in numbers.items():
+            self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        if kind == "train":
+            self.show(step, loss=f"{numbers['loss']:.3f}", speed=f"{numbers['steps_per_s']:.2f} steps/s")
+        else:
+            matching, spread = numbers["matching_accuracy"], numbers["feature_spread"]
+            self.show(step, matching=f"matching {matching:.3f}", spread=f"spread {spread:.2f}")
+
+    def show(self, step: int, **numbers: str) -> None:
+        """Move the progress bar to ``step``, with these numbers changed."""
+        if self.enabled:
+            self.shown.update(numbers)
+            order = ("loss", "matching", "spread", "speed")
+            text = "  ".join(
+                f"loss {self.shown[key]}" if key == "loss" else self.shown[key]
+                for key in order
+                if key in self.shown
+            )
+            self.progress.update(self.task, completed=step, numbers=text)
+
+    def start(self) -> None:
+        """Show the progress bar."""
+        if self.enabled:
+            self.progress.start()
+
+    def close(self) -> None:
+        """Take the bar away and flush TensorBoard."""
+        if self.enabled:
+            self.progress.stop()
+            self.tensorboard.close()
+
+
+def write_settings(folder: Path, plain_config: dict[str, Any]) -> None:
+    """Write config.yaml, in the order of the settings' definition."""
+    import yaml
+
+    write_text(folder / CONFIG, yaml.safe_dump(plain_config, sort_keys=False, default_flow_style=None))
+
+
+def write_environment(
+    folder: Path, device: torch.device, world_size: int, cases: dict[str, list[str]]
+) -> None:
+    """Add this start of the run to environment.json: versions, machine, command line, cases."""
+    path = folder / ENVIRONMENT
+    starts = json.loads(path.read_text("utf-8"))["starts"] if path.exists() else []
+    on_cuda = device.type == "cuda"
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "pgl_ops": pgl.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if on_cuda else "cpu",
+        "processes": world_size,
+        "cpu_cores": os.cpu_count(),
+        "cpu_threads": torch.get_num_threads(),
+    }
+    write_json(path, {"cases": cases, "starts": [*starts, start]})
+
+
+def _drop_later_lines(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            # A crash can cut the last line short.
+            continue
+    write_text(path, "".join(f"{line}\n" for line in kept))

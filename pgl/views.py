@@ -1,0 +1,240 @@
+"""The one geometry: a view is a box in a context block, flips, and the size it is cut to.
+
+The same record cuts the view out of the block and later places the region that two views share on the view's
+feature map. Both go through :func:`pgl_ops.roi_align3d`, and nothing else in the project knows about
+coordinates.
+
+Coordinates are continuous voxels of the context block in the order (d1, h1, w1, d2, h2, w2); voxel i covers
+[i, i + 1). Two views of a sample are kept view by view: rows [0, B) of a flattened batch are the first
+views, rows [B, 2B) the second ones, so ``chunk(2)`` separates them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import pgl_ops
+
+Triple = tuple[int, int, int]
+
+# Draws before a pair is moved together instead; at 10 % overlap about one draw in ten fails, so it is
+# hardly seen.
+_MOST_DRAWS = 64
+
+
+class ViewPairs:
+    """Two views of each of B context blocks.
+
+    No dataclass: Lightning Fabric would walk into one and turn the boxes into float32.
+
+    Args:
+        boxes: float64 Tensor[B, 2, 6], what each view shows, in voxels of its context block.
+        flips: bool Tensor[B, 2, 3], the axes on which each view is mirrored.
+        patch_size: (D, H, W) voxels that each view is scaled to.
+
+    Raises:
+        ValueError: a tensor has another shape or dtype.
+    """
+
+    def __init__(self, boxes: Tensor, flips: Tensor, patch_size: Triple) -> None:
+        if boxes.dtype != torch.float64 or boxes.shape[1:] != (2, 6):
+            raise ValueError(
+                f"boxes must be a float64 Tensor[B, 2, 6], got {boxes.dtype} {list(boxes.shape)}"
+            )
+        if flips.dtype != torch.bool or flips.shape != (len(boxes), 2, 3):
+            raise ValueError(
+                f"flips must be a bool Tensor[{len(boxes)}, 2, 3], got {flips.dtype} {list(flips.shape)}"
+            )
+        self.boxes = boxes
+        self.flips = flips
+        self.patch_size = patch_size
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def flat_boxes(self) -> Tensor:
+        """Tensor[2B, 6]: the boxes of all first views, then of all second ones."""
+        return self.boxes.transpose(0, 1).flatten(0, 1)
+
+    def flat_flips(self) -> Tensor:
+        """bool Tensor[2B, 3] in the order of :meth:`flat_boxes`."""
+        return self.flips.transpose(0, 1).flatten(0, 1)
+
+    def placed(self, regions: Tensor) -> Tensor:
+        """Tensor[2B, 6]: the regions Tensor[B, 6] of the blocks, placed on the grids of both views."""
+        return place(regions.repeat(2, 1), self.flat_boxes(), self.flat_flips(), self.patch_size)
+
+    def to(self, device: torch.device | str) -> ViewPairs:
+        """The same pairs on another device."""
+        return ViewPairs(self.boxes.to(device), self.flips.to(device), self.patch_size)
+
+
+def sample_view_pairs(
+    generator: torch.Generator,
+    batch: int,
+    context_size: Triple,
+    patch_size: Triple,
+    crop_scale: tuple[float, float] = (1.1, 1.4),
+    min_overlap: float = 0.1,
+    flip_probability: float = 0.5,
+) -> ViewPairs:
+    """Draw two random views for each of ``batch`` context blocks.
+
+    Each axis of each crop is ``patch_size`` times a factor from ``crop_scale``, at a uniform place inside the
+    block. Pairs that share too little are drawn again; one that still does after 64 draws gets the second
+    crop concentric with the first and, where even that is not enough, of the first one's size.
+
+    Args:
+        generator: CPU generator; the result is a function of its state.
+        batch: number of pairs B.
+        context_size: (D, H, W) voxels of the blocks.
+        patch_size: (D, H, W) voxels of a view.
+        crop_scale: lowest and highest edge of a crop relative to the patch.
+        min_overlap: least shared volume relative to the smaller crop, in (0, 1].
+        flip_probability: chance of a mirror for each axis and view.
+
+    Returns:
+        The pairs, on the CPU.
+
+    Raises:
+        ValueError: the largest crop does not fit into the block, or an argument is out of its range.
+    """
+    if batch < 0:
+        raise ValueError(f"batch must not be negative, got {batch}")
+    if not 0 < crop_scale[0] <= crop_scale[1]:
+        raise ValueError(f"crop_scale must be two positive numbers, lowest first, got {crop_scale}")
+    if not 0 < min_overlap <= 1:
+        raise ValueError(f"min_overlap must lie in (0, 1], got {min_overlap}")
+    if not 0 <= flip_probability <= 1:
+        raise ValueError(f"flip_probability must lie in [0, 1], got {flip_probability}")
+    context = torch.tensor(context_size, dtype=torch.float64)
+    patch = torch.tensor(patch_size, dtype=torch.float64)
+    if bool((patch * crop_scale[1] > context).any()):
+        raise ValueError(
+            f"context_size {tuple(context_size)} cannot hold a crop of {crop_scale[1]} × patch_size "
+            f"{tuple(patch_size)}: enlarge the context or lower crop_scale"
+        )
+
+    def draw(count: int) -> Tensor:
+        uniform = torch.rand(2, count, 2, 3, generator=generator, dtype=torch.float64)
+        size = patch * (crop_scale[0] + uniform[0] * (crop_scale[1] - crop_scale[0]))
+        low = uniform[1] * (context - size)
+        return torch.cat([low, low + size], -1)
+
+    boxes = draw(batch)
+    for _ in range(_MOST_DRAWS - 1):
+        apart = (overlap(boxes) < min_overlap).nonzero().squeeze(1)
+        if len(apart) == 0:
+            break
+        boxes[apart] = draw(len(apart))
+    boxes = _move_together(boxes, context, min_overlap)
+    flips = torch.rand(batch, 2, 3, generator=generator, dtype=torch.float64) < flip_probability
+    return ViewPairs(boxes, flips, tuple(patch_size))  # type: ignore[arg-type]
+
+
+def overlap(boxes: Tensor) -> Tensor:
+    """Shared volume of each pair Tensor[B, 2, 6] relative to the smaller box: Tensor[B] in [0, 1]."""
+    smaller = (boxes[..., 3:] - boxes[..., :3]).prod(-1).amin(-1)
+    return _shared_volume(boxes) / smaller
+
+
+def shared_region(boxes: Tensor) -> Tensor:
+    """The box Tensor[B, 6] that both boxes of each pair Tensor[B, 2, 6] cover, in the same coordinates.
+
+    Raises:
+        ValueError: the boxes of a pair do not touch (checked on the CPU only).
+    """
+    region = torch.cat([boxes[..., :3].amax(1), boxes[..., 3:].amin(1)], -1)
+    if boxes.device.type == "cpu" and bool((region[:, 3:] <= region[:, :3]).any()):
+        row = int((region[:, 3:] <= region[:, :3]).any(1).nonzero()[0])
+        raise ValueError(f"boxes[{row}] share no volume: {boxes[row].tolist()}")
+    return region
+
+
+def place(region: Tensor, box: Tensor, flips: Tensor, patch_size: Triple) -> Tensor:
+    """The region of the context block on the view's own grid, mirrored on the axes on which the view is.
+
+    Args:
+        region: float64 Tensor[K, 6], in voxels of the context block.
+        box: Tensor[K, 6], what the view shows.
+        flips: bool Tensor[K, 3] of the view.
+        patch_size: (D, H, W) voxels of the view.
+
+    Returns:
+        Tensor[K, 6] in voxels of the view.
+    """
+    patch = torch.tensor(patch_size, dtype=box.dtype, device=box.device)
+    zoom = patch / (box[:, 3:] - box[:, :3])
+    low = (region[:, :3] - box[:, :3]) * zoom
+    high = (region[:, 3:] - box[:, :3]) * zoom
+    return torch.cat([torch.where(flips, patch - high, low), torch.where(flips, patch - low, high)], 1)
+
+
+def cut(contexts: Tensor, pairs: ViewPairs) -> Tensor:
+    """Cut both views out of the blocks in one call: trilinear samples at the centres of the view's voxels.
+
+    Args:
+        contexts: Tensor[B, 1, D, H, W], int16 HU (any dtype that ``roi_align3d`` reads).
+        pairs: the views, on the same device.
+
+    Returns:
+        Tensor[2B, 1, *patch_size], float32 for integers: all first views, then all second ones.
+    """
+    index = torch.arange(len(pairs), device=contexts.device, dtype=torch.float64).repeat(2)
+    boxes = torch.cat([index[:, None], pairs.flat_boxes()], 1)
+    return pgl_ops.roi_align3d(contexts, boxes, pairs.patch_size, sampling_ratio=1, flips=pairs.flat_flips())
+
+
+def align(
+    features: Tensor,
+    regions: Tensor,
+    flips: Tensor,
+    stride: Triple,
+    size: Triple,
+    sampling_ratio: int = -1,
+) -> Tensor:
+    """Cut a region out of each view's feature map, back in the orientation of the volume.
+
+    Args:
+        features: Tensor[N, C, d, h, w], one feature map a view.
+        regions: Tensor[N, 6], one region a view, in voxels of the view (:func:`place`).
+        flips: bool Tensor[N, 3] of the views, which is undone.
+        stride: (D, H, W) view voxels a feature voxel.
+        size: (D, H, W) voxels of the result.
+        sampling_ratio: samples a bin and axis, −1 for as many as the bin has feature voxels.
+
+    Returns:
+        Tensor[N, C, *size]; the same voxel of two views of a sample shows the same place.
+    """
+    return pgl_ops.roi_align3d(
+        features, numbered(regions), size, scale_of(stride), sampling_ratio, flips=flips
+    )
+
+
+def numbered(regions: Tensor) -> Tensor:
+    """Tensor[N, 7]: each row of Tensor[N, 6] with its own number in front, for one box an image."""
+    index = torch.arange(len(regions), device=regions.device, dtype=regions.dtype)
+    return torch.cat([index[:, None], regions], 1)
+
+
+def scale_of(stride: Triple) -> tuple[float, float, float]:
+    """The ``spatial_scale`` of a feature map with this stride."""
+    return (1 / stride[0], 1 / stride[1], 1 / stride[2])
+
+
+def _shared_volume(boxes: Tensor) -> Tensor:
+    edges = boxes[..., 3:].amin(1) - boxes[..., :3].amax(1)
+    return edges.clamp(min=0).prod(-1)
+
+
+def _move_together(boxes: Tensor, context: Tensor, min_overlap: float) -> Tensor:
+    first, second = boxes[:, 0], boxes[:, 1]
+    centre = (first[:, :3] + first[:, 3:]) / 2
+    size = second[:, 3:] - second[:, :3]
+    low = torch.minimum((centre - size / 2).clamp(min=0), context - size)
+    concentric = torch.stack([first, torch.cat([low, low + size], -1)], 1)
+    boxes = torch.where((overlap(boxes) < min_overlap)[:, None, None], concentric, boxes)
+    same = torch.stack([first, first], 1)
+    # Rounding must not turn two equal boxes into "not quite all of it".
+    return torch.where((overlap(boxes) < min_overlap)[:, None, None], same, boxes)

@@ -1,0 +1,81 @@
+"""Settings: their shipped files, their round trip, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pgl.config import PretrainConfig, check, from_plain, to_plain
+
+from .training_data import small_config
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+
+
+def config() -> PretrainConfig:
+    return small_config(Path("cache"), Path("run"))
+
+
+def changed(section: str, **values) -> PretrainConfig:
+    whole = config()
+    return replace(whole, **{section: replace(getattr(whole, section), **values)})
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_shipped_config_is_valid(file):
+    settings = yaml.safe_load(file.read_text("utf-8"))
+    assert "data" not in settings and "output" not in settings
+    check(from_plain({"data": "cache", "output": "run", **settings}))
+
+
+def test_the_shipped_configs_are_there():
+    assert {"smoke", "demo", "paper"} <= {file.stem for file in CONFIGS}
+
+
+def test_the_defaults_are_those_of_the_paper_config():
+    file = next(file for file in CONFIGS if file.stem == "paper")
+    from_file = from_plain({"data": "cache", "output": "run", **yaml.safe_load(file.read_text("utf-8"))})
+    assert from_file == PretrainConfig(Path("cache"), Path("run"))
+
+
+def test_settings_survive_yaml():
+    before = changed("views", crop_scale=(1.05, 1.6))
+    assert from_plain(yaml.safe_load(yaml.safe_dump(to_plain(before)))) == before
+
+
+def test_an_unknown_key_is_refused_by_name():
+    with pytest.raises(ValueError, match="patchsize"):
+        from_plain({**to_plain(config()), "views": {"patchsize": [1, 2, 3]}})
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "words"),
+    [
+        ("views", {"patch_size": (5, 16, 16)}, r"views\.patch_size is 5 on axis D.*stride 2"),
+        ("views", {"patch_size": (4, 18, 16)}, r"views\.patch_size is 18 on axis H"),
+        ("views", {"context_size": (8, 28, 20)}, r"views\.context_size is 20 on axis W"),
+        ("views", {"patch_size": (0, 16, 16)}, r"views\.patch_size must be three positive"),
+        ("views", {"min_overlap": 0.0}, r"views\.min_overlap must lie in \(0, 1\]"),
+        ("views", {"crop_scale": (1.4, 1.1)}, r"views\.crop_scale"),
+        ("views", {"flip_probability": 1.5}, r"views\.flip_probability"),
+        ("intensity", {"clip_hu": (300, -300)}, r"intensity\.clip_hu"),
+        ("intensity", {"std_hu": 0.0}, r"intensity\.std_hu must be positive"),
+        ("augment", {"blur_sigma": (1.0, 0.5)}, r"augment\.blur_sigma"),
+        ("augment", {"noise_probability": -0.1}, r"augment\.noise_probability"),
+        ("method", {"feature_level": 3}, r"method\.feature_level must lie in"),
+        ("method", {"aligned_size": (2, 0, 2)}, r"method\.aligned_size must be three positive"),
+        ("method", {"ema_start": 1.1}, r"method\.ema_start must lie in"),
+        ("method", {"projector_channels": 0}, r"method\.projector_channels must be positive"),
+        ("optimizer", {"learning_rate": 0.0}, r"optimizer\.learning_rate must be positive"),
+        ("optimizer", {"warmup_steps": 4}, r"optimizer\.warmup_steps must lie in \[0, train\.steps=4\)"),
+        ("train", {"steps": 0}, r"train\.steps must be at least 1"),
+        ("validation", {"pairs": 0}, r"validation\.pairs"),
+        ("validation", {"fraction": 1.0}, r"validation\.fraction must lie in"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(section, values, words):
+    with pytest.raises(ValueError, match=words):
+        check(changed(section, **values))

@@ -1,0 +1,263 @@
+"""The exported encoder: the same numbers, nnU-Net's names, and nothing but data in the file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+from torch import nn
+
+import pgl
+from pgl.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
+from pgl.config import PretrainConfig
+from pgl.export import export_encoder, load_encoder, read_export
+from pgl.networks import build_encoder, describe
+from pgl.pretrain import pretrain
+from tests.pgl.training_data import make_cache, small_config, small_encoder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    return pretrain(small_config(make_cache(folder / "cache"), folder / "run", steps=3))
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    export_encoder(run, run.parent / "encoder.pt")
+    return run.parent / "encoder.pt"
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(2, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def trained_encoder(run: Path, name: str = LAST) -> nn.Module:
+    encoder = build_encoder(describe(small_encoder()))
+    encoder.load_state_dict(load_checkpoint(checkpoint_path(run, name))["online"]["encoder"])
+    return encoder.eval()
+
+
+@torch.no_grad()
+def same_features(one: nn.Module, other: nn.Module, images: torch.Tensor) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one(images), other(images), strict=True))
+
+
+def test_the_loaded_encoder_gives_the_trained_encoders_features_bitwise(run, exported, images):
+    loaded = pgl.load_encoder(exported)
+    assert same_features(loaded, trained_encoder(run), images)
+    assert not same_features(loaded, trained_encoder(run, INITIAL), images)
+
+
+def test_the_online_network_is_exported_not_the_target(run, exported):
+    target = load_checkpoint(checkpoint_path(run, LAST))["target"]["encoder"]
+    weights = read_export(exported)["network_weights"]
+    assert weights.keys() == target.keys()
+    assert any(not torch.equal(weights[name], target[name]) for name in weights)
+
+
+@pytest.mark.parametrize("name", [INITIAL, BEST, LAST])
+def test_every_checkpoint_can_be_exported(run, tmp_path, images, name):
+    network = export_encoder(run, tmp_path / "encoder.pt", name.removesuffix(".pt"))
+    assert network["trained_steps"] == load_checkpoint(checkpoint_path(run, name))["step"]
+    assert same_features(load_encoder(tmp_path / "encoder.pt"), trained_encoder(run, name), images)
+
+
+def test_the_file_holds_plain_tensors_and_plain_data_alone(exported):
+    def assert_plain(value: Any) -> None:
+        if type(value) is dict:
+            for key, item in value.items():
+                assert type(key) is str
+                assert_plain(item)
+        elif type(value) is list:
+            for item in value:
+                assert_plain(item)
+        else:
+            assert type(value) in (torch.Tensor, str, int, float, bool)
+
+    assert_plain(torch.load(exported, weights_only=True))
+
+
+def test_the_description_tells_how_to_feed_the_network(exported):
+    network = torch.load(exported, weights_only=True)["network"]
+    assert network["class"].endswith(".ResidualEncoder")
+    assert network["input_channels"] == 1
+    assert network["feature_strides"] == [[1, 1, 1], [1, 2, 2], [2, 4, 4]]
+    assert network["feature_level"] == 2
+    assert network["patch_size"] == [4, 16, 16]
+    assert network["spacing_mm"] == [3.0, 1.0, 1.0]
+    assert network["intensity"] == {"clip_hu": [-1024.0, 325.0], "mean_hu": -158.58, "std_hu": 324.70}
+    assert network["pgl_ops_version"] == pgl.__version__
+    assert network["format_version"] == 1
+
+
+def test_the_weights_fit_nnunets_encoder_by_name(exported, images):
+    file = read_export(exported)
+    arguments = {
+        **file["network"]["arguments"],
+        "conv_op": nn.Conv3d,
+        "norm_op": nn.InstanceNorm3d,
+        "nonlin": nn.LeakyReLU,
+    }
+    del arguments["return_skips"]
+    unet = ResidualEncoderUNet(**arguments, num_classes=3, n_conv_per_stage_decoder=1)
+    names = {name.removeprefix("encoder.") for name in unet.state_dict() if name.startswith("encoder.")}
+    assert names == set(file["network_weights"])
+    unet.encoder.load_state_dict(file["network_weights"], strict=True)
+    assert same_features(unet.encoder.eval(), load_encoder(exported), images)
+    assert unet(images).shape == (2, 3, 4, 16, 16)
+
+
+def test_loading_leaves_the_random_numbers_alone(exported):
+    before = torch.get_rng_state()
+    load_encoder(exported)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_loaded_encoder_is_in_evaluation_mode_and_trainable(exported):
+    encoder = load_encoder(exported)
+    assert not encoder.training
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_a_crash_while_writing_leaves_the_old_file(run, tmp_path, monkeypatch):
+    output = tmp_path / "encoder.pt"
+    output.write_bytes(b"old")
+
+    def half_written(content: object, stream: BinaryIO) -> None:
+        stream.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        export_encoder(run, output)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("encoder.pt", b"old")]
+
+
+class Malicious:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def raw_pickle(content: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+@pytest.mark.parametrize("write", [torch.save, raw_pickle])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, write):
+    write({"format": "pgl-encoder", "network": Malicious(tmp_path / "made")}, tmp_path / "encoder.pt")
+    with pytest.raises(ValueError, match=r"encoder\.pt calls \w+\.mkdir"):
+        load_encoder(tmp_path / "encoder.pt")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"just some text", "another kind of file"),
+        (None, "cannot be read"),
+    ],
+    ids=["empty", "text", "truncated"],
+)
+def test_a_damaged_file_is_refused(exported, tmp_path, content, message):
+    path = tmp_path / "encoder.pt"
+    path.write_bytes(exported.read_bytes()[:-2000] if content is None else content)
+    with pytest.raises(ValueError, match=message):
+        load_encoder(path)
+
+
+def test_a_checkpoint_is_no_exported_encoder(run):
+    with pytest.raises(ValueError, match="no exported encoder"):
+        load_encoder(checkpoint_path(run, LAST))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pt"):
+        load_encoder(tmp_path / "nothing.pt")
+
+
+def _set(*keys: str, to: Any) -> Callable[[dict[str, Any]], None]:
+    def change(file: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            file = file[key]
+        file[keys[-1]] = to
+
+    return change
+
+
+def _drop(*keys: str) -> Callable[[dict[str, Any]], None]:
+    def change(file: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            file = file[key]
+        del file[keys[-1]]
+
+    return change
+
+
+FIRST_WEIGHT = "stem.convs.0.conv.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("format_version", to=2), "reads up to 1: update"),
+        (_set("format_version", to="1"), "format_version"),
+        (_drop("network"), "'network'"),
+        (_drop("network", "spacing_mm"), "spacing_mm"),
+        (_drop("network", "arguments"), "'network'"),
+        (_drop("network_weights"), "'network_weights'"),
+        (_set("network_weights", FIRST_WEIGHT, to=[1.0]), "'network_weights'"),
+        (_set("network", "class", to="os.system"), "'os.system' is not allowed"),
+        (_set("network", "class", to="torch.nn.Conv3d"), "is not allowed"),
+        (_set("network", "arguments", "norm_op", to="os.system"), "norm_op"),
+        (_set("network", "arguments", "nonlin", to=["os.system"]), "cannot be built"),
+        (_set("network", "arguments", "block", to="os.system"), "not allowed: block"),
+        (_drop("network", "arguments", "strides"), "missing or not allowed: strides"),
+        (_set("network", "arguments", "strides", to=[[1, 1, 1]]), "cannot be built"),
+        (_set("network", "arguments", "features_per_stage", to=[4, 8, 16]), "do not fit"),
+        (_set("network_weights", FIRST_WEIGHT, to=torch.zeros(1)), "do not fit"),
+        (_set("network_weights", "extra", to=torch.zeros(1)), "extra"),
+        (_drop("network_weights", FIRST_WEIGHT), r"stem\.convs\.0\.conv\.weight"),
+    ],
+)
+def test_a_file_that_was_tampered_with_is_refused(exported, tmp_path, change, message):
+    file = torch.load(exported, weights_only=True)
+    change(file)
+    torch.save(file, tmp_path / "encoder.pt")
+    with pytest.raises(ValueError, match=message) as refused:
+        load_encoder(tmp_path / "encoder.pt")
+    assert "encoder.pt" in str(refused.value)
+
+
+def test_wrong_arguments_of_export_are_named(run, tmp_path):
+    with pytest.raises(ValueError, match="last, best, initial"):
+        export_encoder(run, tmp_path / "e.pt", "newest")
+    with pytest.raises(ValueError, match="folder"):
+        export_encoder(run, tmp_path)
+    with pytest.raises(FileNotFoundError, match="no run at"):
+        export_encoder(tmp_path / "nothing", tmp_path / "e.pt")
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        export_encoder(tmp_path, tmp_path / "e.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_later_stages_than_the_trained_one_are_exported_too(tmp_path):
+    config: PretrainConfig = small_config(make_cache(tmp_path / "cache"), tmp_path / "run", steps=2)
+    config.method.feature_level = 1
+    pretrain(config)
+    network = export_encoder(tmp_path / "run", tmp_path / "encoder.pt")
+    assert network["feature_level"] == 1
+    assert len(load_encoder(tmp_path / "encoder.pt")(torch.zeros(1, 1, 4, 16, 16))) == 3

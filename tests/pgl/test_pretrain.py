@@ -1,0 +1,267 @@
+"""A whole small run: what it leaves, how it goes on after an interruption, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pgl import pretrain as module
+from pgl.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
+from pgl.config import from_plain, to_plain
+from pgl.networks import build_encoder
+from pgl.pretrain import pretrain
+
+from .training_data import blobs, make_cache, small_config
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return make_cache(tmp_path_factory.mktemp("data") / "cache")
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory) -> Path:
+    """A run of four steps that nothing disturbed."""
+    return pretrain(small_config(cache, tmp_path_factory.mktemp("runs") / "finished"))
+
+
+@pytest.fixture(autouse=True)
+def torch_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def lines(run: Path, kind: str) -> list[dict]:
+    every = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [line for line in every if line["kind"] == kind]
+
+
+def weights(run: Path, name: str = LAST) -> dict[str, torch.Tensor]:
+    saved = load_checkpoint(checkpoint_path(run, name))
+    return {
+        f"{side}.{part}.{key}": value
+        for side in ("online", "target")
+        for part, state in saved[side].items()
+        for key, value in state.items()
+    }
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    differing = [key for key in a if not torch.equal(a[key], b[key])]
+    assert not differing
+
+
+def interrupt_after(monkeypatch, step: int, how) -> None:
+    """Do ``how()`` in the middle of the run's ``step``-th step (0-based)."""
+    original = module._Run._training_step
+
+    def training_step(self, batch):
+        if self.step == step:
+            how()
+        return original(self, batch)
+
+    monkeypatch.setattr(module._Run, "_training_step", training_step)
+
+
+def test_the_run_folder_holds_what_the_docstring_says(finished):
+    names = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    told = {"config.yaml", "environment.json", "log.txt", "metrics.jsonl"}
+    told |= {f"checkpoints/{name}" for name in (INITIAL, LAST, BEST)}
+    assert told <= names
+    assert all(name in told or name.startswith("tensorboard/events.") for name in names)
+
+
+def test_metrics_start_with_the_untrained_network_and_follow_every_step(finished):
+    assert [line["step"] for line in lines(finished, "train")] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines(finished, "validation")] == [0, 2, 4]
+    for line in lines(finished, "validation"):
+        assert 0 <= line["matching_accuracy"] <= 1 and line["chance"] == 1 / 32
+        assert 0 < line["feature_spread"] < 1.5 and 1 <= line["feature_rank"] <= 8
+        assert 0 <= line["loss"] <= 4
+    for line in lines(finished, "train"):
+        assert 0 <= line["loss"] <= 4 and 0.9 <= line["ema"] <= 1 and line["steps_per_s"] > 0
+
+
+def test_the_written_config_gives_the_same_run_again(finished, tmp_path):
+    config = from_plain(yaml.safe_load((finished / "config.yaml").read_text("utf-8")))
+    assert_same_weights(finished, pretrain(replace(config, output=tmp_path / "again")))
+
+
+def test_checkpoints_hold_what_their_docstring_says(finished):
+    initial, last = (load_checkpoint(checkpoint_path(finished, name)) for name in (INITIAL, LAST))
+    assert (initial["step"], last["step"], last["samples"]) == (0, 4, 8)
+    assert last["feature_level"] == 2 and last["feature_stride"] == [2, 4, 4]
+    assert last["spacing_mm"] == [3, 1, 1]
+    assert last["metrics"]["matching_accuracy"] == lines(finished, "validation")[-1]["matching_accuracy"]
+    build_encoder(last["network"]).load_state_dict(last["online"]["encoder"], strict=True)
+    before = weights(finished, INITIAL)
+    changed = [key for key, value in weights(finished).items() if not torch.equal(value, before[key])]
+    assert any(key.startswith("online.encoder") for key in changed)
+    assert any(key.startswith("target.encoder") for key in changed)
+
+
+def test_the_environment_names_the_cases_of_either_side(finished):
+    environment = json.loads((finished / "environment.json").read_text("utf-8"))
+    training, validation = environment["cases"]["training"], environment["cases"]["validation"]
+    assert sorted(training + validation) == [f"case{i}" for i in range(5)] and len(validation) == 1
+    assert environment["starts"][0]["torch"] == torch.__version__
+
+
+def test_a_run_stopped_by_a_signal_and_resumed_ends_in_the_same_weights(
+    cache, finished, tmp_path, monkeypatch
+):
+    config = small_config(cache, tmp_path / "run")
+    interrupt_after(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config)
+    monkeypatch.undo()
+    assert load_checkpoint(checkpoint_path(config.output, LAST))["step"] == 3
+    pretrain(replace(config, resume=True))
+    assert_same_weights(config.output, finished)
+    assert "resuming" in (config.output / "log.txt").read_text("utf-8")
+
+
+def test_a_run_that_crashed_and_was_resumed_has_the_same_weights_and_metrics(
+    cache, finished, tmp_path, monkeypatch
+):
+    def crash():
+        raise RuntimeError("power cut")
+
+    config = small_config(cache, tmp_path / "run")
+    interrupt_after(monkeypatch, 3, crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        pretrain(config)
+    monkeypatch.undo()
+    with (config.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"kind": "train", "st')
+    assert load_checkpoint(checkpoint_path(config.output, LAST))["step"] == 2
+    pretrain(replace(config, resume=True))
+    assert_same_weights(config.output, finished)
+    assert lines(config.output, "validation") == lines(finished, "validation")
+    assert [(line["step"], line["loss"]) for line in lines(config.output, "train")] == [
+        (line["step"], line["loss"]) for line in lines(finished, "train")
+    ]
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = weights(finished)
+    config = from_plain(load_checkpoint(checkpoint_path(finished, LAST))["config"])
+    pretrain(replace(config, resume=True))
+    after = weights(finished)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert [line["step"] for line in lines(finished, "train")] == [1, 2, 3, 4]
+
+
+def test_resume_with_nothing_there_starts_from_the_beginning(cache, finished, tmp_path):
+    assert_same_weights(pretrain(replace(small_config(cache, tmp_path / "new"), resume=True)), finished)
+
+
+def test_resuming_with_other_settings_names_them(finished, cache):
+    config = replace(small_config(cache, finished), resume=True)
+    config.method.ema_start = 0.5
+    with pytest.raises(ValueError, match=r"method\.ema_start differ .*was 0\.9, now 0\.5"):
+        pretrain(config)
+
+
+def test_an_output_that_holds_something_is_left_alone(finished, cache, tmp_path):
+    with pytest.raises(FileExistsError, match="already holds a run: give --resume"):
+        pretrain(small_config(cache, finished))
+    (tmp_path / "thesis.txt").write_text("irreplaceable")
+    with pytest.raises(FileExistsError, match="already holds other files"):
+        pretrain(small_config(cache, tmp_path))
+
+
+def test_a_missing_cache_is_named_and_nothing_is_written(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        pretrain(small_config(tmp_path / "nowhere", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_infinite_loss_stops_the_run_and_names_the_cases(cache, tmp_path, monkeypatch):
+    original = module._Run._training_step
+    monkeypatch.setattr(
+        module._Run,
+        "_training_step",
+        lambda self, batch: original(self, batch) * (self.step < 2 or torch.nan),
+    )
+    config = small_config(cache, tmp_path / "run")
+    with pytest.raises(FloatingPointError, match=r"loss became nan on cases case\d"):
+        pretrain(config)
+    assert load_checkpoint(checkpoint_path(config.output, LAST))["step"] == 2
+
+
+def test_collapse_is_said_aloud(cache, tmp_path):
+    config = small_config(cache, tmp_path / "run", steps=2)
+    config.validation.collapse_threshold = 10.0
+    pretrain(config)
+    assert "WARNING, COLLAPSE: feature_spread" in (config.output / "log.txt").read_text("utf-8")
+
+
+def test_too_few_cases_to_hold_some_out_is_said(tmp_path):
+    data = make_cache(tmp_path / "cache", {"only": blobs()})
+    run = pretrain(small_config(data, tmp_path / "run", steps=2))
+    assert "validation uses the training cases" in (run / "log.txt").read_text("utf-8")
+
+
+def test_volumes_smaller_than_a_patch_train_on_padded_blocks(tmp_path):
+    data = make_cache(
+        tmp_path / "cache", {"thin": blobs((3, 12, 50)), "air": np.full((3, 4, 5), -1000, np.int16)}
+    )
+    run = pretrain(small_config(data, tmp_path / "run", steps=2))
+    assert [line["step"] for line in lines(run, "train")] == [1, 2]
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+
+import yaml
+
+from pgl.config import from_plain
+from pgl.pretrain import pretrain
+
+pretrain(from_plain(yaml.safe_load(Path(sys.argv[1]).read_text("utf-8"))))
+"""
+
+
+def test_two_processes_train_like_one(cache, tmp_path):
+    """Without statistics over the batch, its halves on two processes give the losses of the whole."""
+    config = small_config(cache, tmp_path / "one", steps=3)
+    config.method.head_norm, config.method.output_norm = "group", "instance"
+    one = pretrain(config)
+    config.output, config.train.devices = tmp_path / "two", 2
+    script, settings = tmp_path / "run.py", tmp_path / "config.yaml"
+    script.write_text(TWO_PROCESSES, "utf-8")
+    settings.write_text(yaml.safe_dump(to_plain(config)), "utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [*launcher, str(script), str(settings)],
+        check=True,
+        capture_output=True,
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(module.__file__).parents[1])},
+    )
+    losses = [[line["loss"] for line in lines(run, "train")] for run in (one, config.output)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_small_runs_learn(cache, tmp_path):
+    """Fifty steps on five small volumes lower the loss well below its start."""
+    config = small_config(cache, tmp_path / "run", steps=50)
+    config.train.batch_size = 4
+    config.validation.every = 50
+    losses = [line["loss"] for line in lines(pretrain(config), "train")]
+    assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:3])
