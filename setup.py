@@ -19,31 +19,45 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         import pybind11
-
-        output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        # One build folder for each interpreter and torch, kept between builds so that they are incremental.
         import torch
 
+        # One build folder for each interpreter and torch, kept between builds so that they are incremental.
         build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch.__version__}"
+        self.libraries_folder = build / "out"
         definitions = {
             "CMAKE_BUILD_TYPE": os.environ.get("PGL_OPS_BUILD_TYPE", "Release"),
-            "PGL_OPS_OUTPUT": str(build / "out"),
+            "PGL_OPS_OUTPUT": str(self.libraries_folder),
             "PGL_OPS_VERSION": self.distribution.get_version(),
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }
         if "PGL_OPS_CUDA_ARCHS" in os.environ:
             definitions["PGL_OPS_CUDA_ARCHS"] = os.environ["PGL_OPS_CUDA_ARCHS"].replace(",", ";")
-        cmake = [shutil.which("cmake") or "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
-        subprocess.run([*cmake, *(f"-D{key}={value}" for key, value in definitions.items())], check=True)
+        # The environment's own cmake and ninja, whether or not it is activated.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        environment = {**os.environ, "PATH": path}
+        cmake = shutil.which("cmake", path=path) or "cmake"
+        configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
+        subprocess.run(
+            [*configure, *(f"-D{key}={value}" for key, value in definitions.items())],
+            env=environment,
+            check=True,
+        )
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-        subprocess.run([cmake[0], "--build", str(build), "--parallel", jobs], check=True)
-        output.mkdir(parents=True, exist_ok=True)
-        for library in (build / "out").glob("*.so"):
+        subprocess.run([cmake, "--build", str(build), "--parallel", jobs], env=environment, check=True)
+        self._place_libraries(Path(self.get_ext_fullpath(ext.name)).resolve().parent)
+
+    def copy_extensions_to_source(self) -> None:
+        """In-place and editable builds: setuptools knows of _C, but not of the library that it loads."""
+        self._place_libraries(ROOT / "pgl_ops")
+
+    def _place_libraries(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for library in self.libraries_folder.glob("*.so"):
             # Copied beside and renamed: a process that has the old library loaded keeps its file.
-            temporary = output / f".{library.name}.new"
+            temporary = folder / f".{library.name}.new"
             shutil.copy2(library, temporary)
-            os.replace(temporary, output / library.name)
+            os.replace(temporary, folder / library.name)
 
 
 setup(ext_modules=[Extension("pgl_ops._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -64,7 +64,8 @@ def main() -> int:
     part("build", [PYTHON, "setup.py", "-q", "build_ext", "--inplace"], 240, [no_nvcc, _lacks("pybind11")])
     built = None if parts[-1].status == "passed" else "the build did not pass"
     part("report", [PYTHON, "-m", "pgl_ops"], 60, [built])
-    part("parity with the CPU", [PYTHON, "-m", "benchmarks.small_shapes"], 60, [built, no_gpu])
+    small_shapes = [PYTHON, "-m", "benchmarks.small_shapes"]
+    part("parity with the CPU", small_shapes, 60, [built, no_gpu])
     part(
         "cuda tests",
         [PYTHON, "-m", "pytest", "-q", "-m", "cuda", "tests/ops", "-p", "no:cacheprovider"],
@@ -75,7 +76,7 @@ def main() -> int:
     for tool in ("memcheck", "racecheck"):
         part(
             f"compute-sanitizer {tool}",
-            ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", PYTHON, "-m", "benchmarks.small_shapes"],
+            ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *small_shapes],
             90,
             [built, no_gpu, no_sanitizer],
         )

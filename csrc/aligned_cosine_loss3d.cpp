@@ -54,8 +54,7 @@ std::tuple<Tensor, Tensor, Tensor> aligned_cosine_loss3d_cpu(Tensor prediction, 
     outputs = reduce_loss<A>(prediction, shape, weights, how, save, [&](const A* w, A* loss, A* saved) {
       const TapTables<A> tables(geometry, rois, false);
       const AlignedCosine<T> alignment = aligned_args<T>(prediction, features, tables);
-      const CosineForward<T> args{{},   {}, w, loss, saved, shape.samples, shape.channels, shape.voxels,
-                                  eps};
+      const CosineForward<T> args{{}, {}, w, loss, saved, shape.samples, shape.channels, shape.voxels, eps};
       const auto kernel = cpu_kernels<T>().aligned_forward;
       for_each_plane(prediction, tables, [&](int64_t k, Range planes, A* scratch) {
         kernel(alignment, args, k, planes, scratch);
@@ -83,20 +82,19 @@ Tensor aligned_cosine_loss3d_backward_cpu(Tensor grad, Tensor prediction, Tensor
     const TapTables<A> tables(geometry, rois, false);
     const std::vector<A> scales = voxel_scales<A>(grad, weights, divisor, shape, how);
     const AlignedCosine<T> alignment = aligned_args<T>(prediction, features, tables);
-    const CosineBackward<T> args{{},
-                                 {},
-                                 pgl_ops::features(static_cast<T*>(grad_prediction.mutable_data_ptr()),
-                                                   grad_prediction),
-                                 {},
-                                 static_cast<const A*>(saved.const_data_ptr()),
-                                 scales.data(),
-                                 shape.samples,
-                                 shape.channels,
-                                 shape.voxels};
+    const CosineBackward<T> args{
+        {},
+        {},
+        pgl_ops::features(static_cast<T*>(grad_prediction.mutable_data_ptr()), grad_prediction),
+        {},
+        static_cast<const A*>(saved.const_data_ptr()),
+        scales.data(),
+        shape.samples,
+        shape.channels,
+        shape.voxels};
     const auto kernel = cpu_kernels<T>().aligned_backward;
-    for_each_plane(prediction, tables, [&](int64_t k, Range planes, A* scratch) {
-      kernel(alignment, args, k, planes, scratch);
-    });
+    for_each_plane(prediction, tables,
+                   [&](int64_t k, Range planes, A* scratch) { kernel(alignment, args, k, planes, scratch); });
   });
   return grad_prediction;
 }

@@ -1,8 +1,7 @@
 // The aligned cosine loss on CUDA: the kernels of cuda_cosine.cuh over targets that are aligned in registers.
-#include "aligned_cosine_loss3d.h"
-
 #include <limits>
 
+#include "aligned_cosine_loss3d.h"
 #include "cuda_cosine.cuh"
 #include "cuda_volume.cuh"
 
@@ -100,9 +99,8 @@ Tensor aligned_cosine_loss3d_backward_cuda(Tensor grad, Tensor prediction, Tenso
     using T = decltype(element);
     const TapsWorkspace<Accumulate<T>> workspace(geometry, false, p);
     build_forward_taps(context, taps_params(geometry, boxes, flips), geometry.n_rois, workspace.taps());
-    auto params =
-        cosine_backward_params<T>(g, p, aligned_target<T>(prediction, features, workspace.taps()), shape,
-                                  weights, saved, divisor, how);
+    auto params = cosine_backward_params<T>(g, p, aligned_target<T>(prediction, features, workspace.taps()),
+                                            shape, weights, saved, divisor, how);
     params.grad_prediction =
         device_features(static_cast<T*>(grad_prediction.mutable_data_ptr()), grad_prediction);
     launch(context, grid_for(params.tiles, shape.samples), kBlockThreads,

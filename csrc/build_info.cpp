@@ -2,7 +2,6 @@
 
 #include "cpu_kernels.h"
 
-
 namespace pgl_ops {
 
 BuildInfo build_info() {

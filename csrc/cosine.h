@@ -1,7 +1,7 @@
 // The maths of one voxel's cosine loss, for the CPU and the CUDA kernels.
 //
-// cos = ⟨p, z⟩ / (|p| |z|), loss 2 − 2·cos = ‖p̂ − ẑ‖². A voxel whose |p| or |z| is under eps is dead: cos 0, no
-// gradient; its inverse norms are stored as 0.
+// cos = ⟨p, z⟩ / (|p| |z|), loss 2 − 2·cos = ‖p̂ − ẑ‖². A voxel whose |p| or |z| is under eps is dead: cos 0,
+// no gradient; its inverse norms are stored as 0.
 #pragma once
 
 #include <cmath>
@@ -55,7 +55,8 @@ PGL_CONVERT void scaled_norm(At at, int64_t channels, A* norm, A* scale) {
 // again.
 template <typename A, typename P, typename Z>
 PGL_CONVERT CosineResult<A> finish_cosine(const CosineSums<A>& sums, double eps, int64_t channels, P p, Z z) {
-  const A threshold = eps > std::numeric_limits<A>::min() ? static_cast<A>(eps) : std::numeric_limits<A>::min();
+  const A threshold =
+      eps > std::numeric_limits<A>::min() ? static_cast<A>(eps) : std::numeric_limits<A>::min();
   constexpr A low = SafeSquares<A>::low;
   if ((sums.square_p < low || sums.square_z < low) && threshold * threshold > low) return {0, 0, 0};
   if (SafeSquares<A>::contain(sums.square_p) && SafeSquares<A>::contain(sums.square_z)) {

@@ -71,8 +71,8 @@ inline std::optional<Tensor> checked_weight(const std::optional<Tensor>& weight,
                  "weight must be float32, or float64 for a float64 prediction");
   bool same = weight->dim() == static_cast<int64_t>(shape.map.size());
   for (int64_t axis = 0; same && axis < weight->dim(); ++axis) same = weight->size(axis) == shape.map[axis];
-  check_argument(same, "weight must be a Tensor[N, *spatial] for prediction ", shape_text(prediction), ", got ",
-                 shape_text(*weight));
+  check_argument(same, "weight must be a Tensor[N, *spatial] for prediction ", shape_text(prediction),
+                 ", got ", shape_text(*weight));
   return torch::stable::contiguous(*weight);
 }
 
@@ -89,8 +89,8 @@ inline std::vector<int64_t> saved_sizes(const LossShape& shape) {
   return sizes;
 }
 
-inline void check_saved(const Tensor& saved, const Tensor& divisor, const Tensor& grad, const Tensor& prediction,
-                        const LossShape& shape, Reduction reduction) {
+inline void check_saved(const Tensor& saved, const Tensor& divisor, const Tensor& grad,
+                        const Tensor& prediction, const LossShape& shape, Reduction reduction) {
   const ScalarType type = accumulate_type(prediction.scalar_type());
   check_argument(saved.numel() == 3 * shape.samples * shape.voxels && saved.scalar_type() == type &&
                      saved.is_contiguous(),

@@ -54,7 +54,8 @@ LossOutputs reduce_loss(const Tensor& prediction, const LossShape& shape, const 
   const A* weights = weight ? static_cast<const A*>(weight->const_data_ptr()) : nullptr;
   fill(weights, losses, save ? static_cast<A*>(saved.mutable_data_ptr()) : nullptr);
   double divide_by = 1;
-  if (reduction == Reduction::mean) divide_by = weights ? fixed_order_sum(weights, n) : static_cast<double>(n);
+  if (reduction == Reduction::mean)
+    divide_by = weights ? fixed_order_sum(weights, n) : static_cast<double>(n);
   *static_cast<A*>(divisor.mutable_data_ptr()) = static_cast<A>(divide_by);
   if (reduction == Reduction::none) return {map, saved, divisor};
   Tensor total = empty_flat({}, type, prediction);

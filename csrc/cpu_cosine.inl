@@ -31,7 +31,8 @@ inline void write_voxel(const CosineForward<T>& args, int64_t sample, int64_t vo
 
 // Sums over channels that lie side by side.
 template <typename T>
-inline CosineSums<Accumulate<T>> sum_channels(const T* __restrict p, const T* __restrict z, int64_t channels) {
+inline CosineSums<Accumulate<T>> sum_channels(const T* __restrict p, const T* __restrict z,
+                                              int64_t channels) {
   using A = Accumulate<T>;
   A dot[kLanes] = {}, pp[kLanes] = {}, zz[kLanes] = {};
   int64_t c = 0;
@@ -98,11 +99,12 @@ void cosine_forward(const CosineForward<T>& args, int64_t sample, Range voxels) 
       const T* p = p0 + c * fp.channel_stride + v * fp.voxel_stride;
       const T* z = z0 + c * fz.channel_stride + v * fz.voxel_stride;
       if (unit) {
-        add_channel(dot, pp, zz, [=](int64_t i) { return widen(p[i]); },
-                    [=](int64_t i) { return widen(z[i]); }, n);
+        add_channel(
+            dot, pp, zz, [=](int64_t i) { return widen(p[i]); }, [=](int64_t i) { return widen(z[i]); }, n);
       } else {
-        add_channel(dot, pp, zz, [=](int64_t i) { return widen(p[i * fp.voxel_stride]); },
-                    [=](int64_t i) { return widen(z[i * fz.voxel_stride]); }, n);
+        add_channel(
+            dot, pp, zz, [=](int64_t i) { return widen(p[i * fp.voxel_stride]); },
+            [=](int64_t i) { return widen(z[i * fz.voxel_stride]); }, n);
       }
     }
     for (int64_t i = 0; i < n; ++i) finish(v + i, {dot[i], pp[i], zz[i]});
@@ -133,9 +135,10 @@ inline void backward_to(const Features<T>& grad, const Features<const T>& own, c
       own.voxel_stride != 1) {
     for (int64_t v = voxels.begin; v < voxels.end; ++v) {
       const T *xv = x + v * own.voxel_stride, *yv = y + v * other.voxel_stride;
-      write_gradients(to + v * grad.voxel_stride, 1, channels, scale + v, cos + v, inverse_own + v,
-                      inverse_other + v, [=](int64_t i) { return widen(xv[i]); },
-                      [=](int64_t i) { return widen(yv[i]); }, [](int64_t) { return int64_t{0}; });
+      write_gradients(
+          to + v * grad.voxel_stride, 1, channels, scale + v, cos + v, inverse_own + v, inverse_other + v,
+          [=](int64_t i) { return widen(xv[i]); }, [=](int64_t i) { return widen(yv[i]); },
+          [](int64_t) { return int64_t{0}; });
     }
     return;
   }
@@ -147,13 +150,14 @@ inline void backward_to(const Features<T>& grad, const Features<const T>& own, c
       const T* xc = x + c * own.channel_stride + v * own.voxel_stride;
       const T* yc = y + c * other.channel_stride + v * other.voxel_stride;
       if (grad.voxel_stride == 1 && own.voxel_stride == 1 && other.voxel_stride == 1) {
-        write_gradients(tc, 1, n, scale + v, cos + v, inverse_own + v, inverse_other + v,
-                        [=](int64_t i) { return widen(xc[i]); }, [=](int64_t i) { return widen(yc[i]); }, same);
+        write_gradients(
+            tc, 1, n, scale + v, cos + v, inverse_own + v, inverse_other + v,
+            [=](int64_t i) { return widen(xc[i]); }, [=](int64_t i) { return widen(yc[i]); }, same);
       } else {
         const int64_t sx = own.voxel_stride, sy = other.voxel_stride;
-        write_gradients(tc, grad.voxel_stride, n, scale + v, cos + v, inverse_own + v, inverse_other + v,
-                        [=](int64_t i) { return widen(xc[i * sx]); },
-                        [=](int64_t i) { return widen(yc[i * sy]); }, same);
+        write_gradients(
+            tc, grad.voxel_stride, n, scale + v, cos + v, inverse_own + v, inverse_other + v,
+            [=](int64_t i) { return widen(xc[i * sx]); }, [=](int64_t i) { return widen(yc[i * sy]); }, same);
       }
     }
   }
@@ -167,8 +171,8 @@ void cosine_backward(const CosineBackward<T>& args, int64_t sample, Range voxels
   const A *inverse_p = cos + all, *inverse_z = cos + 2 * all;
   backward_to(args.grad_prediction, args.prediction, args.target, scale, cos, inverse_p, inverse_z, sample,
               voxels, args.channels);
-  backward_to(args.grad_target, args.target, args.prediction, scale, cos, inverse_z, inverse_p, sample, voxels,
-              args.channels);
+  backward_to(args.grad_target, args.target, args.prediction, scale, cos, inverse_z, inverse_p, sample,
+              voxels, args.channels);
 }
 
 // Calls visit(target, channel stride, voxel stride, d, h) with the aligned target of each of the RoI's rows.
@@ -203,35 +207,36 @@ void aligned_forward(const AlignedCosine<T>& aligned, const CosineForward<T>& ar
   using A = Accumulate<T>;
   const int64_t width = aligned.size[2];
   const auto& volume = aligned.prediction;
-  for_each_aligned_row(aligned, k, planes, scratch,
-                       [&](const A* z, int64_t z_channel, int64_t z_voxel, int64_t d, int64_t h) {
-    const T* p = volume.data + k * volume.stride[0] + d * volume.stride[2] + h * volume.stride[3];
-    const int64_t voxel0 = (d * aligned.size[1] + h) * width;
-    for (int64_t w0 = 0; w0 < width; w0 += kVoxelTile) {
-      const int64_t n = smaller(kVoxelTile, width - w0);
-      A dot[kVoxelTile] = {}, pp[kVoxelTile] = {}, zz[kVoxelTile] = {};
-      for (int64_t c = 0; c < aligned.channels; ++c) {
-        const T* pc = p + c * volume.stride[1] + w0 * volume.stride[4];
-        const A* zc = z + c * z_channel + w0 * z_voxel;
-        if (volume.stride[4] == 1 && z_voxel == 1) {
-          add_channel(dot, pp, zz, [=](int64_t i) { return widen(pc[i]); },
-                      [=](int64_t i) { return zc[i]; }, n);
-        } else {
-          const int64_t stride = volume.stride[4];
-          add_channel(dot, pp, zz, [=](int64_t i) { return widen(pc[i * stride]); },
-                      [=](int64_t i) { return zc[i * z_voxel]; }, n);
+  for_each_aligned_row(
+      aligned, k, planes, scratch, [&](const A* z, int64_t z_channel, int64_t z_voxel, int64_t d, int64_t h) {
+        const T* p = volume.data + k * volume.stride[0] + d * volume.stride[2] + h * volume.stride[3];
+        const int64_t voxel0 = (d * aligned.size[1] + h) * width;
+        for (int64_t w0 = 0; w0 < width; w0 += kVoxelTile) {
+          const int64_t n = smaller(kVoxelTile, width - w0);
+          A dot[kVoxelTile] = {}, pp[kVoxelTile] = {}, zz[kVoxelTile] = {};
+          for (int64_t c = 0; c < aligned.channels; ++c) {
+            const T* pc = p + c * volume.stride[1] + w0 * volume.stride[4];
+            const A* zc = z + c * z_channel + w0 * z_voxel;
+            if (volume.stride[4] == 1 && z_voxel == 1) {
+              add_channel(
+                  dot, pp, zz, [=](int64_t i) { return widen(pc[i]); }, [=](int64_t i) { return zc[i]; }, n);
+            } else {
+              const int64_t stride = volume.stride[4];
+              add_channel(
+                  dot, pp, zz, [=](int64_t i) { return widen(pc[i * stride]); },
+                  [=](int64_t i) { return zc[i * z_voxel]; }, n);
+            }
+          }
+          for (int64_t i = 0; i < n; ++i) {
+            const int64_t w = w0 + i;
+            const auto result = finish_cosine<A>(
+                {dot[i], pp[i], zz[i]}, args.eps, aligned.channels,
+                [&](int64_t c) { return widen(p[c * volume.stride[1] + w * volume.stride[4]]); },
+                [&](int64_t c) { return z[c * z_channel + w * z_voxel]; });
+            write_voxel(args, k, voxel0 + w, result);
+          }
         }
-      }
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t w = w0 + i;
-        const auto result = finish_cosine<A>(
-            {dot[i], pp[i], zz[i]}, args.eps, aligned.channels,
-            [&](int64_t c) { return widen(p[c * volume.stride[1] + w * volume.stride[4]]); },
-            [&](int64_t c) { return z[c * z_channel + w * z_voxel]; });
-        write_voxel(args, k, voxel0 + w, result);
-      }
-    }
-  });
+      });
 }
 
 template <typename T>
@@ -241,39 +246,43 @@ void aligned_backward(const AlignedCosine<T>& aligned, const CosineBackward<T>& 
   const int64_t width = aligned.size[2], all = args.samples * args.voxels;
   const auto& volume = aligned.prediction;
   const auto& grad = args.grad_prediction;
-  for_each_aligned_row(aligned, k, planes, scratch,
-                       [&](const A* z, int64_t z_channel, int64_t z_voxel, int64_t d, int64_t h) {
-    const T* p = volume.data + k * volume.stride[0] + d * volume.stride[2] + h * volume.stride[3];
-    const int64_t voxel0 = (d * aligned.size[1] + h) * width, i0 = k * args.voxels + voxel0;
-    const A *scale = args.scale + i0, *cos = args.saved + i0, *inverse_p = cos + all, *inverse_z = cos + 2 * all;
-    T* g = grad.data + k * grad.sample_stride + voxel0 * grad.voxel_stride;
-    if (grad.channel_stride == 1) {
-      for (int64_t w = 0; w < width; ++w) {
-        const T* pw = p + w * volume.stride[4];
-        const A* zw = z + w * z_voxel;
-        const int64_t stride = volume.stride[1];
-        write_gradients(g + w * grad.voxel_stride, 1, aligned.channels, scale + w, cos + w, inverse_p + w,
-                        inverse_z + w, [=](int64_t c) { return widen(pw[c * stride]); },
-                        [=](int64_t c) { return zw[c * z_channel]; }, [](int64_t) { return int64_t{0}; });
-      }
-      return;
-    }
-    for (int64_t c = 0; c < aligned.channels; ++c) {
-      const T* pc = p + c * volume.stride[1];
-      const A* zc = z + c * z_channel;
-      T* gc = g + c * grad.channel_stride;
-      const auto same = [](int64_t i) { return i; };
-      if (volume.stride[4] == 1 && z_voxel == 1 && grad.voxel_stride == 1) {
-        write_gradients(gc, 1, width, scale, cos, inverse_p, inverse_z,
-                        [=](int64_t i) { return widen(pc[i]); }, [=](int64_t i) { return zc[i]; }, same);
-      } else {
-        const int64_t stride = volume.stride[4];
-        write_gradients(gc, grad.voxel_stride, width, scale, cos, inverse_p, inverse_z,
-                        [=](int64_t i) { return widen(pc[i * stride]); },
-                        [=](int64_t i) { return zc[i * z_voxel]; }, same);
-      }
-    }
-  });
+  for_each_aligned_row(
+      aligned, k, planes, scratch, [&](const A* z, int64_t z_channel, int64_t z_voxel, int64_t d, int64_t h) {
+        const T* p = volume.data + k * volume.stride[0] + d * volume.stride[2] + h * volume.stride[3];
+        const int64_t voxel0 = (d * aligned.size[1] + h) * width, i0 = k * args.voxels + voxel0;
+        const A *scale = args.scale + i0, *cos = args.saved + i0, *inverse_p = cos + all,
+                *inverse_z = cos + 2 * all;
+        T* g = grad.data + k * grad.sample_stride + voxel0 * grad.voxel_stride;
+        if (grad.channel_stride == 1) {
+          for (int64_t w = 0; w < width; ++w) {
+            const T* pw = p + w * volume.stride[4];
+            const A* zw = z + w * z_voxel;
+            const int64_t stride = volume.stride[1];
+            write_gradients(
+                g + w * grad.voxel_stride, 1, aligned.channels, scale + w, cos + w, inverse_p + w,
+                inverse_z + w, [=](int64_t c) { return widen(pw[c * stride]); },
+                [=](int64_t c) { return zw[c * z_channel]; }, [](int64_t) { return int64_t{0}; });
+          }
+          return;
+        }
+        for (int64_t c = 0; c < aligned.channels; ++c) {
+          const T* pc = p + c * volume.stride[1];
+          const A* zc = z + c * z_channel;
+          T* gc = g + c * grad.channel_stride;
+          const auto same = [](int64_t i) { return i; };
+          if (volume.stride[4] == 1 && z_voxel == 1 && grad.voxel_stride == 1) {
+            write_gradients(
+                gc, 1, width, scale, cos, inverse_p, inverse_z, [=](int64_t i) { return widen(pc[i]); },
+                [=](int64_t i) { return zc[i]; }, same);
+          } else {
+            const int64_t stride = volume.stride[4];
+            write_gradients(
+                gc, grad.voxel_stride, width, scale, cos, inverse_p, inverse_z,
+                [=](int64_t i) { return widen(pc[i * stride]); }, [=](int64_t i) { return zc[i * z_voxel]; },
+                same);
+          }
+        }
+      });
 }
 
 }  // namespace

@@ -17,10 +17,9 @@ namespace PGL_OPS_ISA {
 template <typename T>
 const CpuKernels<T>& kernels() {
   if constexpr (sizeof(Sampled<T>) == sizeof(T)) {
-    static constexpr CpuKernels<T> table{forward<T>,          forward_channels_last<T>,
-                                         backward<T>,         backward_channels_last<T>,
-                                         cosine_forward<T>,   cosine_backward<T>,
-                                         aligned_forward<T>,  aligned_backward<T>};
+    static constexpr CpuKernels<T> table{
+        forward<T>,        forward_channels_last<T>, backward<T>,        backward_channels_last<T>,
+        cosine_forward<T>, cosine_backward<T>,       aligned_forward<T>, aligned_backward<T>};
     return table;
   } else {
     static constexpr CpuKernels<T> table{

@@ -14,22 +14,22 @@ namespace pgl_ops {
 // Destinations are output bins and sources voxels; in the backward pass the other way round.
 template <typename A>
 struct AxisTaps {
-  int32_t first;              // the first destination that has a row here
-  int32_t count;              // the number of destinations
-  int32_t source_lo;          // all sources lie in [source_lo, source_hi)
+  int32_t first;      // the first destination that has a row here
+  int32_t count;      // the number of destinations
+  int32_t source_lo;  // all sources lie in [source_lo, source_hi)
   int32_t source_hi;
-  int32_t width;              // rows of `index` and `weight`: the most taps of any destination
-  const int32_t* taps;        // [count]: how many taps each destination has
-  const int32_t* index;       // [width, count]: sources less source_lo; source_hi - source_lo where unused
-  const A* weight;            // [width, count]; 0 where unused
-  const int32_t* window;      // for each 16 destinations: where the 32 sources begin that hold all their
-                              // taps, or -1
+  int32_t width;          // rows of `index` and `weight`: the most taps of any destination
+  const int32_t* taps;    // [count]: how many taps each destination has
+  const int32_t* index;   // [width, count]: sources less source_lo; source_hi - source_lo where unused
+  const A* weight;        // [width, count]; 0 where unused
+  const int32_t* window;  // for each 16 destinations: where the 32 sources begin that hold all their
+                          // taps, or -1
 };
 
 template <typename A>
 struct RoiTaps {
-  int64_t sample;        // batch index
-  AxisTaps<A> axes[3];   // D, H, W
+  int64_t sample;       // batch index
+  AxisTaps<A> axes[3];  // D, H, W
 };
 
 // A strided volume Tensor[N, C, D, H, W].

@@ -18,11 +18,11 @@ struct RowList {
   int count;
 };
 
-// Calls flush(list, first) with the source rows of destination (d, h), some at a time; `first` tells the first
-// call. Returns false where no source row touches it.
+// Calls flush(list, first) with the source rows of destination (d, h), some at a time; `first` tells the
+// first call. Returns false where no source row touches it.
 template <typename A, typename Flush>
-inline bool for_each_row_list(const AxisTaps<A>& axis_d, int32_t d, int64_t stride_d, const AxisTaps<A>& axis_h,
-                              int32_t h, int64_t stride_h, Flush flush) {
+inline bool for_each_row_list(const AxisTaps<A>& axis_d, int32_t d, int64_t stride_d,
+                              const AxisTaps<A>& axis_h, int32_t h, int64_t stride_h, Flush flush) {
   RowList<A> list;
   list.count = 0;
   bool first = true;
@@ -46,8 +46,8 @@ inline bool for_each_row_list(const AxisTaps<A>& axis_d, int32_t d, int64_t stri
 
 // Step 1: sum[i] = (or, if not `first`, +=) Σ_r weight_r · base[offset_r + i · stride].
 template <typename T>
-inline void combine(Accumulate<T>* __restrict sum, const T* base, const RowList<Accumulate<T>>& rows, bool first,
-                    int64_t length, int64_t stride) {
+inline void combine(Accumulate<T>* __restrict sum, const T* base, const RowList<Accumulate<T>>& rows,
+                    bool first, int64_t length, int64_t stride) {
   using A = Accumulate<T>;
   if (stride == 1) {
     combine_vectors(sum, base, rows.offset, rows.weight, rows.count, first, length);
@@ -100,7 +100,8 @@ inline void store(T* __restrict to, const A* __restrict from, int64_t length) {
 // Step 1 for a block of channels: rows of `width` voxels with `channels` channels each, channel innermost.
 template <typename T>
 inline void combine_channels(Accumulate<T>* sum, const T* base, const int64_t* stride,
-                             const RowList<Accumulate<T>>& rows, bool first, int64_t width, int64_t channels) {
+                             const RowList<Accumulate<T>>& rows, bool first, int64_t width,
+                             int64_t channels) {
   if (stride[1] == 1 && stride[4] == channels) {
     combine(sum, base, rows, first, width * channels, 1);
     return;
@@ -119,11 +120,11 @@ inline const T* first_source(const Volume<const T>& volume, const RoiTaps<Accumu
   return first;
 }
 
-// The result row (d, h) of each of some channels of a RoI, one after the other: visit(channel, row). `scratch`
-// holds the combined row and the result row.
+// The result row (d, h) of each of some channels of a RoI, one after the other: visit(channel, row).
+// `scratch` holds the combined row and the result row.
 template <typename T, typename Visit>
-inline void for_each_channel_row(const Volume<const T>& input, const RoiTaps<Accumulate<T>>& roi, Range channels,
-                                 int32_t d, int32_t h, Accumulate<T>* scratch, Visit visit) {
+inline void for_each_channel_row(const Volume<const T>& input, const RoiTaps<Accumulate<T>>& roi,
+                                 Range channels, int32_t d, int32_t h, Accumulate<T>* scratch, Visit visit) {
   using A = Accumulate<T>;
   const AxisTaps<A>& axis_w = roi.axes[2];
   const int64_t length = axis_w.source_hi - axis_w.source_lo;
@@ -133,15 +134,15 @@ inline void for_each_channel_row(const Volume<const T>& input, const RoiTaps<Acc
   const bool many = int64_t{roi.axes[0].taps[d]} * roi.axes[1].taps[h] > kRowsAtOnce;
   bool touched = false;
   if (length > 0 && !many) {
-    touched = for_each_row_list(roi.axes[0], d, input.stride[2], roi.axes[1], h, input.stride[3],
-                                [&](const RowList<A>& rows, bool first) {
-                                  for (int64_t c = channels.begin; c < channels.end; ++c) {
-                                    combine(sum, base + c * input.stride[1], rows, first, length,
-                                            input.stride[4]);
-                                    contract<false>(row, sum, axis_w);
-                                    visit(c, row);
-                                  }
-                                });
+    touched =
+        for_each_row_list(roi.axes[0], d, input.stride[2], roi.axes[1], h, input.stride[3],
+                          [&](const RowList<A>& rows, bool first) {
+                            for (int64_t c = channels.begin; c < channels.end; ++c) {
+                              combine(sum, base + c * input.stride[1], rows, first, length, input.stride[4]);
+                              contract<false>(row, sum, axis_w);
+                              visit(c, row);
+                            }
+                          });
   } else if (length > 0) {
     touched = true;
     for (int64_t c = channels.begin; c < channels.end; ++c) {
@@ -205,8 +206,7 @@ void forward_channels_last(const RoiForward<T>& args, int64_t k, Range channels,
   for (int64_t d = planes.begin; d < planes.end; ++d) {
     for (int32_t h = 0; h < roi.axes[1].count; ++h) {
       align_row_channels(row, sum, args.input, roi, channels, static_cast<int32_t>(d), h);
-      Sampled<T>* to =
-          out.data + k * out.stride[0] + channels.begin + d * out.stride[2] + h * out.stride[3];
+      Sampled<T>* to = out.data + k * out.stride[0] + channels.begin + d * out.stride[2] + h * out.stride[3];
       if (out.stride[4] == n) {
         store(to, row, axis_w.count * n);
         continue;

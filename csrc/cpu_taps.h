@@ -41,8 +41,8 @@ inline std::vector<Roi> read_rois(const RoiGeometry& geometry, const Tensor& box
                        : static_cast<double>(static_cast<const float*>(data)[i]);
     };
     Roi& roi = rois[k];
-    check_argument(valid_batch_index(value(0), geometry.n_samples), "boxes[", k, "] has batch index ", value(0),
-                   ", expected a whole number in [0, ", geometry.n_samples, ")");
+    check_argument(valid_batch_index(value(0), geometry.n_samples), "boxes[", k, "] has batch index ",
+                   value(0), ", expected a whole number in [0, ", geometry.n_samples, ")");
     roi.sample = static_cast<int64_t>(value(0));
     for (int axis = 0; axis < 3; ++axis) {
       roi.lo[axis] = value(1 + axis);
@@ -97,8 +97,7 @@ struct AxisTable {
       weight[place] = entry.weight;
     }
     find_windows(count, width, hi - lo);
-    return {first,       count,        lo,           hi, width, taps.data(), index.data(),
-            weight.data(), window.data()};
+    return {first, count, lo, hi, width, taps.data(), index.data(), weight.data(), window.data()};
   }
 
  private:

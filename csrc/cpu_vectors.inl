@@ -1,5 +1,5 @@
-// The two innermost loops of RoIAlign on the CPU: in plain code that compilers vectorise, and for float32 sums on
-// AVX-512 by hand, where the taps of 16 bins are picked out of registers instead of memory.
+// The two innermost loops of RoIAlign on the CPU: in plain code that compilers vectorise, and for float32
+// sums on AVX-512 by hand, where the taps of 16 bins are picked out of registers instead of memory.
 
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -17,8 +17,8 @@ constexpr int64_t padded_row(int64_t length) { return length + kRowPadding; }
 
 // sum[i] = (or, if not `first`, +=) Σ_r weight_r · base[offset_r + i].
 template <typename A, typename T>
-inline void combine_plain(A* __restrict sum, const T* base, const int64_t* offset, const A* weight, int n_rows,
-                          bool first, int64_t length) {
+inline void combine_plain(A* __restrict sum, const T* base, const int64_t* offset, const A* weight,
+                          int n_rows, bool first, int64_t length) {
   int r = 0;
   if (first) {
     const T* row = base + offset[0];
@@ -54,8 +54,8 @@ inline void contract_plain(A* __restrict row, const A* __restrict sum, const Axi
 }
 
 template <typename A, typename T>
-inline void combine_vectors(A* sum, const T* base, const int64_t* offset, const A* weight, int n_rows, bool first,
-                            int64_t length) {
+inline void combine_vectors(A* sum, const T* base, const int64_t* offset, const A* weight, int n_rows,
+                            bool first, int64_t length) {
   combine_plain(sum, base, offset, weight, n_rows, first, length);
 }
 
@@ -75,7 +75,8 @@ inline __mmask16 first_lanes(int64_t n) {
 // 16 elements as float32; lanes off the mask are 0 and not read.
 inline __m512 load(const float* at, __mmask16 lanes) { return _mm512_maskz_loadu_ps(lanes, at); }
 inline __m512 load(const BFloat16* at, __mmask16 lanes) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, at)), 16));
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, at)), 16));
 }
 inline __m512 load(const Half* at, __mmask16 lanes) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, at));
@@ -89,8 +90,8 @@ inline __m512 load(const uint8_t* at, __mmask16 lanes) {
 
 // Several vectors side by side, summed over all rows in registers.
 template <int n, typename T>
-inline void combine_registers(float* sum, const T* base, const int64_t* offset, const float* weight, int n_rows,
-                              bool first, __mmask16 last_lanes) {
+inline void combine_registers(float* sum, const T* base, const int64_t* offset, const float* weight,
+                              int n_rows, bool first, __mmask16 last_lanes) {
   __m512 total[n];
   for (int v = 0; v < n; ++v) {
     const __mmask16 lanes = v == n - 1 ? last_lanes : static_cast<__mmask16>(0xffff);

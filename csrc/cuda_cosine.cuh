@@ -44,10 +44,10 @@ struct CosineForwardParams {
   using A = Accumulate<T>;
   DeviceFeatures<const T> prediction;
   Target target;
-  const A* weight;   // [N, V] or null
-  A* loss;           // [N, V] weighted, or null
-  A* saved;          // [3, N, V] or null
-  double* partial;   // [2, N · tiles]: sums of weighted losses and of weights
+  const A* weight;                           // [N, V] or null
+  A* loss;                                   // [N, V] weighted, or null
+  A* saved;                                  // [3, N, V] or null
+  double* partial;                           // [2, N · tiles]: sums of weighted losses and of weights
   int64_t samples, channels, voxels, tiles;  // tiles a sample
   double eps;
   bool channels_inside;
@@ -267,7 +267,8 @@ LossOutputs run_cosine_forward(const LaunchContext& context, const Tensor& predi
   launch(context, grid_for(tiles, shape.samples), kBlockThreads, cosine_forward_kernel<T, Target>, params);
   launch(context, dim3(1), kBlockThreads, finish_loss_kernel<A>,
          static_cast<const double*>(partial.const_data_ptr()), all_tiles, reduction,
-         each ? nullptr : static_cast<A*>(loss.mutable_data_ptr()), static_cast<A*>(divisor.mutable_data_ptr()));
+         each ? nullptr : static_cast<A*>(loss.mutable_data_ptr()),
+         static_cast<A*>(divisor.mutable_data_ptr()));
   return {loss, saved, divisor};
 }
 
@@ -275,8 +276,9 @@ LossOutputs run_cosine_forward(const LaunchContext& context, const Tensor& predi
 template <typename T, typename Target>
 CosineBackwardParams<T, Target> cosine_backward_params(const Tensor& grad, const Tensor& prediction,
                                                        const Target& target, const LossShape& shape,
-                                                       const std::optional<Tensor>& weight, const Tensor& saved,
-                                                       const Tensor& divisor, Reduction reduction) {
+                                                       const std::optional<Tensor>& weight,
+                                                       const Tensor& saved, const Tensor& divisor,
+                                                       Reduction reduction) {
   using A = Accumulate<T>;
   return {device_features(static_cast<const T*>(prediction.const_data_ptr()), prediction),
           target,

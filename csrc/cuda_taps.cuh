@@ -13,10 +13,10 @@ namespace pgl_ops {
 // One axis' tables of all RoIs.
 template <typename A>
 struct DeviceAxisTaps {
-  int32_t* offset;      // [K, destinations + 1]
-  int32_t* source;      // [K, capacity]
-  A* weight;            // [K, capacity]
-  int32_t* interval;    // [K, 2]: destinations outside [lo, hi) have no entries
+  int32_t* offset;    // [K, destinations + 1]
+  int32_t* source;    // [K, capacity]
+  A* weight;          // [K, capacity]
+  int32_t* interval;  // [K, 2]: destinations outside [lo, hi) have no entries
   int32_t destinations;
   int64_t capacity;
 };
@@ -137,8 +137,9 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
   const AxisSampling sampling =
       sample_axis(axis, box_value(params.boxes, k, 1 + a), box_value(params.boxes, k, 4 + a));
-  const bool flip = params.boxes.flips != nullptr &&
-                    params.boxes.flips[k * params.boxes.flip_row_stride + a * params.boxes.flip_column_stride];
+  const bool flip =
+      params.boxes.flips != nullptr &&
+      params.boxes.flips[k * params.boxes.flip_row_stride + a * params.boxes.flip_column_stride];
 
   const DeviceAxisTaps<A>& taps = forward.axes[a];
   int32_t* offset = taps.offset + k * (axis.bins + 1ll);
@@ -250,8 +251,8 @@ void build_forward_taps(const LaunchContext& context, const TapsParams& params, 
 template <typename A>
 void build_transposed_taps(const LaunchContext& context, const TapsParams& params, int64_t n_rois,
                            const DeviceTaps<A>& forward, const DeviceTaps<A>& transposed) {
-  launch(context, dim3(static_cast<unsigned>(n_rois), n_rois > 0 ? 3 : 0), kBlockThreads,
-         build_taps<A, true>, params, forward, transposed);
+  launch(context, dim3(static_cast<unsigned>(n_rois), n_rois > 0 ? 3 : 0), kBlockThreads, build_taps<A, true>,
+         params, forward, transposed);
 }
 
 }  // namespace pgl_ops

@@ -91,8 +91,9 @@ Tensor roi_align3d_backward_cpu(Tensor grad, Tensor boxes, std::vector<int64_t> 
   check_same_device("boxes", boxes, grad);
   const RoiGeometry geometry = roi_geometry(input_size, boxes, {grad.size(2), grad.size(3), grad.size(4)},
                                             spatial_scale, sampling_ratio, aligned, flips);
-  check_argument(grad.size(0) == geometry.n_rois && grad.size(1) == geometry.channels, "grad must be a Tensor[",
-                 geometry.n_rois, ", ", geometry.channels, ", d, h, w], got ", shape_text(grad));
+  check_argument(grad.size(0) == geometry.n_rois && grad.size(1) == geometry.channels,
+                 "grad must be a Tensor[", geometry.n_rois, ", ", geometry.channels, ", d, h, w], got ",
+                 shape_text(grad));
   Tensor output = empty_volume(input_size, grad.scalar_type(), grad, channels_last);
   const std::vector<Roi> rois = read_rois(geometry, boxes, flips);
   if (output.numel() == 0) return output;

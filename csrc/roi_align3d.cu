@@ -21,8 +21,8 @@ struct RowItems {
         groups(static_cast<int32_t>(ceil_divide(result.size(1), n))),
         channels_inside(is_channels_last(result)) {
     const int64_t items = int64_t{width} * groups;
-    check_argument(items <= std::numeric_limits<int32_t>::max() - kBlockThreads,
-                   "pgl_ops: rows of ", result.size(1), " channels times ", width, " voxels are too long");
+    check_argument(items <= std::numeric_limits<int32_t>::max() - kBlockThreads, "pgl_ops: rows of ",
+                   result.size(1), " channels times ", width, " voxels are too long");
     count = static_cast<int32_t>(items);
     blocks = static_cast<int32_t>(ceil_divide(items, kBlockThreads));
   }
@@ -111,7 +111,8 @@ __device__ int32_t list_rois(const DeviceTaps<A>& taps, int64_t n_rois, int64_t 
   return total;
 }
 
-// Grid (height · blocks a row, depth, samples). Block: some items of the input row (sample, d, h). Each sums over the RoIs in their order.
+// Grid (height · blocks a row, depth, samples). Block: some items of the input row (sample, d, h). Each sums
+// over the RoIs in their order.
 template <typename T, int n, bool packed>
 __global__ void __launch_bounds__(kBlockThreads) backward_kernel(const BackwardParams<T> params) {
   using A = Accumulate<T>;
@@ -135,8 +136,8 @@ __global__ void __launch_bounds__(kBlockThreads) backward_kernel(const BackwardP
           if (w < along_w[0] || w >= along_w[1]) continue;
           const T* base = params.grad_output.data + k * params.grad_output.stride[0] +
                           channel * params.grad_output.stride[1];
-          contract<ChannelGroup<T, n, packed>>(params.taps, k, d, h, w, base, params.grad_output.stride, count,
-                                               sum);
+          contract<ChannelGroup<T, n, packed>>(params.taps, k, d, h, w, base, params.grad_output.stride,
+                                               count, sum);
         }
         __syncthreads();  // the list is about to be written again
       }
@@ -177,14 +178,15 @@ Tensor roi_align3d_cuda(Tensor input, Tensor boxes, OutputSize output_size, Scal
     const TapsWorkspace<Accumulate<T>> workspace(geometry, false, input);
     build_forward_taps(context, taps_params(geometry, boxes, flips), geometry.n_rois, workspace.taps());
     with_channel_groups<T>(input, output, [&](auto n, auto packed) {
-      const ForwardParams<T> params{device_volume(static_cast<const T*>(input.const_data_ptr()), input),
-                                    device_volume(static_cast<Sampled<T>*>(output.mutable_data_ptr()), output),
-                                    workspace.taps(),
-                                    geometry.n_rois,
-                                    static_cast<int32_t>(geometry.channels),
-                                    static_cast<int32_t>(output_size[0]),
-                                    static_cast<int32_t>(output_size[1]),
-                                    RowItems(output, n)};
+      const ForwardParams<T> params{
+          device_volume(static_cast<const T*>(input.const_data_ptr()), input),
+          device_volume(static_cast<Sampled<T>*>(output.mutable_data_ptr()), output),
+          workspace.taps(),
+          geometry.n_rois,
+          static_cast<int32_t>(geometry.channels),
+          static_cast<int32_t>(output_size[0]),
+          static_cast<int32_t>(output_size[1]),
+          RowItems(output, n)};
       launch(context, grid_for(output_size[1] * params.items.blocks, output_size[0], geometry.n_rois),
              kBlockThreads, forward_kernel<T, n(), packed()>, params);
     });
@@ -199,8 +201,9 @@ Tensor roi_align3d_backward_cuda(Tensor grad, Tensor boxes, std::vector<int64_t>
   check_same_device("boxes", boxes, grad);
   const RoiGeometry geometry = roi_geometry(input_size, boxes, {grad.size(2), grad.size(3), grad.size(4)},
                                             spatial_scale, sampling_ratio, aligned, flips);
-  check_argument(grad.size(0) == geometry.n_rois && grad.size(1) == geometry.channels, "grad must be a Tensor[",
-                 geometry.n_rois, ", ", geometry.channels, ", d, h, w], got ", shape_text(grad));
+  check_argument(grad.size(0) == geometry.n_rois && grad.size(1) == geometry.channels,
+                 "grad must be a Tensor[", geometry.n_rois, ", ", geometry.channels, ", d, h, w], got ",
+                 shape_text(grad));
   const LaunchContext context(grad);
   Tensor output = empty_volume(input_size, grad.scalar_type(), grad, channels_last);
   if (output.numel() == 0) return output;

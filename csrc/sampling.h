@@ -86,8 +86,8 @@ PGL_HOST_DEVICE SampleRange counting_samples(const Axis& axis, const AxisSamplin
     while (low < high) {
       const int32_t middle = low + (high - low) / 2;
       const double t = sample_position(sampling, bin, middle);
-      const bool before = ascending ? (end == 0 ? t < -1.0 : t <= axis.size)
-                                    : (end == 0 ? t > axis.size : t >= -1.0);
+      const bool before =
+          ascending ? (end == 0 ? t < -1.0 : t <= axis.size) : (end == 0 ? t > axis.size : t >= -1.0);
       if (before) {
         low = middle + 1;
       } else {

@@ -94,9 +94,10 @@ class _Run:
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             self.method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.method)  # type: ignore[assignment]
         optimizer = build_optimizer(self.method, config.optimizer)
-        if saved:
-            restore(self.method, optimizer, saved)
         self.forward, self.optimizer = fabric.setup(self.method, optimizer)
+        if saved:
+            # After the set-up, so that the optimiser's state lands on the device of the parameters.
+            restore(self.method, optimizer, saved)
 
         case_ids = [case.case_id for case in cache.cases]
         training, validation = split_cases(case_ids, config.validation.fraction, config.seed)

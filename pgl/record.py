@@ -46,8 +46,7 @@ class RunRecord:
         _drop_later_lines(folder / METRICS, step)
         self.tensorboard = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1 if step else None)
         self.progress = Progress(
-            TextColumn("pretraining"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(compact=True),
@@ -72,7 +71,8 @@ class RunRecord:
         for name, value in numbers.items():
             self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
         if kind == "train":
-            self.show(step, loss=f"{numbers['loss']:.3f}", speed=f"{numbers['steps_per_s']:.2f} steps/s")
+            speed = f"{numbers['steps_per_s']:.2f} steps/s"
+            self.show(step, loss=f"loss {numbers['loss']:.3f}", speed=speed)
         else:
             matching, spread = numbers["matching_accuracy"], numbers["feature_spread"]
             self.show(step, matching=f"matching {matching:.3f}", spread=f"spread {spread:.2f}")
@@ -81,13 +81,8 @@ class RunRecord:
         """Move the progress bar to ``step``, with these numbers changed."""
         if self.enabled:
             self.shown.update(numbers)
-            order = ("loss", "matching", "spread", "speed")
-            text = "  ".join(
-                f"loss {self.shown[key]}" if key == "loss" else self.shown[key]
-                for key in order
-                if key in self.shown
-            )
-            self.progress.update(self.task, completed=step, numbers=text)
+            known = [self.shown[key] for key in ("loss", "matching", "spread", "speed") if key in self.shown]
+            self.progress.update(self.task, completed=step, numbers=" ".join(known))
 
     def start(self) -> None:
         """Show the progress bar."""

@@ -64,7 +64,7 @@ def as_triple(name: str, value: object, kind: type) -> list:
     number = numbers.Integral if kind is int else numbers.Real
     wanted = "an integer" if kind is int else "a number"
 
-    def one(item: object) -> int | float:
+    def one(item: object) -> object:
         if isinstance(item, torch.SymInt | torch.SymFloat):
             return item
         if isinstance(item, bool) or not isinstance(item, number):
@@ -115,9 +115,10 @@ def check_eps(eps: object) -> float:
     """A finite, non-negative number."""
     if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
         raise TypeError(f"eps must be a number, got {describe(eps)}")
-    if not 0 <= eps < float("inf"):
+    value = float(eps)
+    if not 0 <= value < float("inf"):
         raise ValueError(f"eps must be finite and not negative, got {describe(eps)}")
-    return float(eps)
+    return value
 
 
 def check_reduction(reduction: object) -> str:
@@ -183,8 +184,8 @@ def check_prediction(prediction: Tensor, boxes: Tensor, features: Tensor) -> Non
     """Raises ValueError unless ``prediction`` is one grid a box with the channels of ``features``."""
     if prediction.shape[:2] != (boxes.shape[0], features.shape[1]):
         raise ValueError(
-            f"prediction must be a Tensor[{boxes.shape[0]}, {features.shape[1]}, d, h, w], one a box with the "
-            f"features' channels, got {describe(prediction)}"
+            f"prediction must be a Tensor[{boxes.shape[0]}, {features.shape[1]}, d, h, w], one a box with "
+            f"the features' channels, got {describe(prediction)}"
         )
 
 

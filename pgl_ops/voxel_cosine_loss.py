@@ -113,7 +113,7 @@ def _setup_context_backward(ctx, inputs, output):
 
 def differentiate_gradients(
     saved_tensors: tuple[Tensor, ...], need_prediction: bool, need_target: bool, grad_grads: tuple
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradient of the backward op, to (grad, prediction, target), by differentiating its formula.
 
     Double backward is rare; ordinary PyTorch is fast enough for it.

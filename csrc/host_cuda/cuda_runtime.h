@@ -72,9 +72,7 @@ T shuffle(T value, unsigned source) {
   return value;
 }
 
-inline unsigned lane() {
-  return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32;
-}
+inline unsigned lane() { return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32; }
 
 }  // namespace host_cuda
 

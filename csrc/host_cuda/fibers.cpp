@@ -30,7 +30,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   State state = State::done;
   dim3 thread;
-  uint64_t given = 0;         // to the warp
+  uint64_t given = 0;             // to the warp
   uint64_t received[kWarp] = {};  // from the warp, all lanes' gifts
 };
 
@@ -66,7 +66,6 @@ class Scheduler {
   }
 
   Fiber& current() { return fibers_[current_]; }
-
 
  private:
   static void entry();

@@ -41,7 +41,7 @@ def geometries(draw):
 
 
 @settings(
-    max_examples=100,
+    max_examples=60,
     derandomize=True,
     deadline=None,
     database=None,
