@@ -12,6 +12,15 @@ import pgl_ops
 from tests.ops.cases import laid_out, random_boxes, random_flips, random_volume
 from tests.ops.checks import on
 
+OPS = (
+    "roi_align3d",
+    "roi_align3d_backward",
+    "voxel_cosine_loss",
+    "voxel_cosine_loss_backward",
+    "aligned_cosine_loss3d",
+    "aligned_cosine_loss3d_backward",
+)
+
 
 @dataclass
 class Call:

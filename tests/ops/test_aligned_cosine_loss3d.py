@@ -6,7 +6,6 @@ import itertools
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pgl_ops
 from tests.ops import oracle
@@ -23,6 +22,7 @@ from tests.ops.cases import (
 )
 from tests.ops.checks import moved_keeping_strides, on
 from tests.ops.closeness import assert_rounded, slope_bound, sum_dtype
+from tests.ops.recording import RecordedCalls
 
 SHAPE = (5, 6, 7)
 
@@ -266,23 +266,10 @@ def test_gradcheck_and_gradgradcheck(backend, reduction, layout):
         assert check(lambda f: loss(pair[0].detach(), f), pair[1:], fast_mode=True)
 
 
-class CalledOps(TorchDispatchMode):
-    """Collects the names of the project's ops that run."""
-
-    def __init__(self, namespace: str) -> None:
-        super().__init__()
-        self.namespace, self.names = namespace, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == self.namespace:
-            self.names.append(func._opname)
-        return func(*args, **(kwargs or {}))
-
-
 def test_the_aligned_target_is_never_formed_when_features_need_no_gradient(backend):
     features = on(backend.device, random_volume((2, 3, *SHAPE), seed=1))
     prediction = on(backend.device, random_volume((3, 3, 2, 3, 2), seed=2)).requires_grad_()
-    with CalledOps(backend.namespace) as called:
+    with RecordedCalls(backend.namespace) as called:
         pgl_ops.aligned_cosine_loss3d(
             prediction, features, on(backend.device, random_boxes(3, 2, SHAPE))
         ).backward()
