@@ -193,8 +193,9 @@ inline void for_each_aligned_row(const AlignedCosine<T>& aligned, int64_t k, Ran
         align_row_channels(target, rest, aligned.features, roi, channels, static_cast<int32_t>(d), h);
         visit(target, int64_t{1}, aligned.channels, d, h);
       } else {
-        for_each_channel_row(aligned.features, roi, channels, static_cast<int32_t>(d), h, rest,
-                             [&](int64_t c, const A* row) { store(target + c * width, row, width); });
+        for_each_channel_row(
+            aligned.features, roi, channels, static_cast<int32_t>(d), h, rest,
+            [&](int64_t c) { return target + c * width; }, [](int64_t) {});
         visit(target, int64_t{width}, int64_t{1}, d, h);
       }
     }

@@ -94,8 +94,8 @@ struct AlignedCosine {
   int32_t size[3];  // d, h, w
 };
 
-// What scratch memory must hold beyond the rows themselves, since vector loads reach beyond a row.
-constexpr int64_t kRowSlack = 64;
+// Elements of scratch memory for the combined rows of contiguous volumes, `length` elements each.
+constexpr int64_t combined_rows_room(int64_t length) { return 8 * (length + 64); }
 
 struct Range {
   int64_t begin, end;

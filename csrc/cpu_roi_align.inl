@@ -44,13 +44,14 @@ inline bool for_each_row_list(const AxisTaps<A>& axis_d, int32_t d, int64_t stri
   return true;
 }
 
-// Step 1: sum[i] = (or, if not `first`, +=) Σ_r weight_r · base[offset_r + i · stride].
-template <typename T>
+// Step 1, with room behind the row if `whole`: sum[i] = (or, if not `first`, +=) Σ_r weight_r · base[offset_r
+// + i · stride].
+template <bool whole, typename T>
 inline void combine(Accumulate<T>* __restrict sum, const T* base, const RowList<Accumulate<T>>& rows,
                     bool first, int64_t length, int64_t stride) {
   using A = Accumulate<T>;
   if (stride == 1) {
-    combine_vectors(sum, base, rows.offset, rows.weight, rows.count, first, length);
+    combine_vectors<whole>(sum, base, rows.offset, rows.weight, rows.count, first, length);
     return;
   }
   for (int64_t i = 0; i < length; ++i) {
@@ -60,12 +61,35 @@ inline void combine(Accumulate<T>* __restrict sum, const T* base, const RowList<
   }
 }
 
-// Step 2, one channel: row[j] (+)= Σ_i weight[i, j] · sum[index[i, j]].
-template <bool add, typename A>
-inline void contract(A* __restrict row, A* __restrict sum, const AxisTaps<A>& axis) {
-  // Destinations without taps read the zero that follows the combined row.
-  sum[axis.source_hi - axis.source_lo] = 0;
-  contract_vectors<add>(row, sum, axis);
+// Combined rows in flight: the first is read again only after the last is written, since a load that spans
+// two stores waits until both have reached the cache.
+constexpr int64_t kRowsInFlight = 8;
+
+// Both steps for the channels [0, n) of source rows that fit one list: row_of(c)[j] (+)= Σ_i weight[i, j] ·
+// sum[index[i, j]], then visit(c).
+template <bool add, typename T, typename RowOf, typename Visit>
+inline void align_channels(Accumulate<T>* sum, const T* base, int64_t channel_stride, int64_t n,
+                           const RowList<Accumulate<T>>& rows, int64_t length, int64_t stride,
+                           const AxisTaps<Accumulate<T>>& axis_w, RowOf row_of, Visit visit) {
+  if (stride == 1 && fits_registers<Accumulate<T>>(length)) {
+    for (int64_t c = 0; c < n; ++c) {
+      combine_and_contract<add>(row_of(c), base + c * channel_stride, rows.offset, rows.weight, rows.count,
+                                length, axis_w);
+      visit(c);
+    }
+    return;
+  }
+  const int64_t room = padded_row(length);
+  for (int64_t first = 0; first < n; first += kRowsInFlight) {
+    const int64_t last = first + kRowsInFlight < n ? first + kRowsInFlight : n;
+    for (int64_t c = first; c < last; ++c) {
+      combine<true>(sum + (c - first) * room, base + c * channel_stride, rows, true, length, stride);
+    }
+    for (int64_t c = first; c < last; ++c) {
+      contract_vectors<add>(row_of(c), sum + (c - first) * room, axis_w);
+      visit(c);
+    }
+  }
 }
 
 // Step 2, a block of channels innermost.
@@ -83,7 +107,7 @@ inline void contract_channels(A* __restrict rows, const A* __restrict sum, const
         offset[n] = axis.index[i * int64_t{axis.count} + j] * channels;
         weight[n] = axis.weight[i * int64_t{axis.count} + j];
       }
-      combine_vectors(row, sum, offset, weight, n, first, channels);
+      combine_vectors<false>(row, sum, offset, weight, n, first, channels);
       first = false;
     }
     if (first) {
@@ -103,11 +127,11 @@ inline void combine_channels(Accumulate<T>* sum, const T* base, const int64_t* s
                              const RowList<Accumulate<T>>& rows, bool first, int64_t width,
                              int64_t channels) {
   if (stride[1] == 1 && stride[4] == channels) {
-    combine(sum, base, rows, first, width * channels, 1);
+    combine<false>(sum, base, rows, first, width * channels, 1);
     return;
   }
   for (int64_t w = 0; w < width; ++w) {
-    combine(sum + w * channels, base + w * stride[4], rows, first, channels, stride[1]);
+    combine<false>(sum + w * channels, base + w * stride[4], rows, first, channels, stride[1]);
   }
 }
 
@@ -120,43 +144,42 @@ inline const T* first_source(const Volume<const T>& volume, const RoiTaps<Accumu
   return first;
 }
 
-// The result row (d, h) of each of some channels of a RoI, one after the other: visit(channel, row).
-// `scratch` holds the combined row and the result row.
-template <typename T, typename Visit>
+// The result row (d, h) of each of some channels of a RoI, one after the other, into the memory that
+// row_of(c) gives; then visit(c). `sum` holds the combined row meanwhile.
+template <typename T, typename RowOf, typename Visit>
 inline void for_each_channel_row(const Volume<const T>& input, const RoiTaps<Accumulate<T>>& roi,
-                                 Range channels, int32_t d, int32_t h, Accumulate<T>* scratch, Visit visit) {
+                                 Range channels, int32_t d, int32_t h, Accumulate<T>* sum, RowOf row_of,
+                                 Visit visit) {
   using A = Accumulate<T>;
   const AxisTaps<A>& axis_w = roi.axes[2];
   const int64_t length = axis_w.source_hi - axis_w.source_lo;
-  A* sum = scratch;
-  A* row = scratch + padded_row(length);
+  const int64_t n_rows = length > 0 ? int64_t{roi.axes[0].taps[d]} * roi.axes[1].taps[h] : 0;
   const T* base = first_source(input, roi, roi.sample, 0);
-  const bool many = int64_t{roi.axes[0].taps[d]} * roi.axes[1].taps[h] > kRowsAtOnce;
-  bool touched = false;
-  if (length > 0 && !many) {
-    touched =
-        for_each_row_list(roi.axes[0], d, input.stride[2], roi.axes[1], h, input.stride[3],
-                          [&](const RowList<A>& rows, bool first) {
-                            for (int64_t c = channels.begin; c < channels.end; ++c) {
-                              combine(sum, base + c * input.stride[1], rows, first, length, input.stride[4]);
-                              contract<false>(row, sum, axis_w);
-                              visit(c, row);
-                            }
-                          });
-  } else if (length > 0) {
-    touched = true;
+  const auto with_lists = [&](auto flush) {
+    for_each_row_list(roi.axes[0], d, input.stride[2], roi.axes[1], h, input.stride[3], flush);
+  };
+  if (n_rows == 0) {
     for (int64_t c = channels.begin; c < channels.end; ++c) {
-      for_each_row_list(roi.axes[0], d, input.stride[2], roi.axes[1], h, input.stride[3],
-                        [&](const RowList<A>& rows, bool first) {
-                          combine(sum, base + c * input.stride[1], rows, first, length, input.stride[4]);
-                        });
-      contract<false>(row, sum, axis_w);
-      visit(c, row);
+      A* row = row_of(c);
+      for (int32_t j = 0; j < axis_w.count; ++j) row[j] = 0;
+      visit(c);
+    }
+  } else if (n_rows <= kRowsAtOnce) {
+    with_lists([&](const RowList<A>& rows, bool) {
+      align_channels<false>(
+          sum, base + channels.begin * input.stride[1], input.stride[1], channels.end - channels.begin, rows,
+          length, input.stride[4], axis_w, [&](int64_t c) { return row_of(channels.begin + c); },
+          [&](int64_t c) { visit(channels.begin + c); });
+    });
+  } else {
+    for (int64_t c = channels.begin; c < channels.end; ++c) {
+      with_lists([&](const RowList<A>& rows, bool first) {
+        combine<true>(sum, base + c * input.stride[1], rows, first, length, input.stride[4]);
+      });
+      contract_vectors<false>(row_of(c), sum, axis_w);
+      visit(c);
     }
   }
-  if (touched) return;
-  for (int32_t j = 0; j < axis_w.count; ++j) row[j] = 0;
-  for (int64_t c = channels.begin; c < channels.end; ++c) visit(c, row);
 }
 
 // A block of channels' result row (d, h) of a RoI: `row` [w, channels].
@@ -181,15 +204,23 @@ inline void align_row_channels(Accumulate<T>* row, Accumulate<T>* sum, const Vol
 
 template <typename T>
 void forward(const RoiForward<T>& args, int64_t k, Range channels, Range planes, Accumulate<T>* scratch) {
+  using A = Accumulate<T>;
   const auto& roi = args.rois[k];
+  const auto& axis_w = roi.axes[2];
   const Volume<Sampled<T>>& out = args.output;
+  A* row = scratch + kRowsInFlight * padded_row(axis_w.source_hi - axis_w.source_lo);
   for (int64_t d = planes.begin; d < planes.end; ++d) {
     for (int32_t h = 0; h < roi.axes[1].count; ++h) {
       Sampled<T>* to = out.data + k * out.stride[0] + d * out.stride[2] + h * out.stride[3];
-      for_each_channel_row(args.input, roi, channels, static_cast<int32_t>(d), h, scratch,
-                           [&](int64_t c, const Accumulate<T>* row) {
-                             store(to + c * out.stride[1], row, roi.axes[2].count);
-                           });
+      if constexpr (sizeof(Sampled<T>) == sizeof(A)) {  // nothing to convert
+        for_each_channel_row(
+            args.input, roi, channels, static_cast<int32_t>(d), h, scratch,
+            [&](int64_t c) { return to + c * out.stride[1]; }, [](int64_t) {});
+      } else {
+        for_each_channel_row(
+            args.input, roi, channels, static_cast<int32_t>(d), h, scratch, [&](int64_t) { return row; },
+            [&](int64_t c) { store(to + c * out.stride[1], row, axis_w.count); });
+      }
     }
   }
 }
@@ -237,24 +268,23 @@ void backward(const RoiBackward<T>& args, int64_t sample, Range channels, Range 
       const T* base = first_source(grad, args.rois[k], k, channels.begin);
       for (int32_t h = 0; h < axis_h.count; ++h) {
         A* to = scratch + (axis_h.first + h) * width + axis_w.first;
-        const auto each_list = [&](int64_t c, const RowList<A>& rows, bool first) {
-          combine(sum, base + c * grad.stride[1], rows, first, length, grad.stride[4]);
-        };
         const auto d_row = static_cast<int32_t>(row_d);
+        const auto with_lists = [&](auto flush) {
+          for_each_row_list(axis_d, d_row, grad.stride[2], axis_h, h, grad.stride[3], flush);
+        };
         if (int64_t{axis_d.taps[d_row]} * axis_h.taps[h] <= kRowsAtOnce) {
-          for_each_row_list(axis_d, d_row, grad.stride[2], axis_h, h, grad.stride[3],
-                            [&](const RowList<A>& rows, bool first) {
-                              for (int64_t c = 0; c < n; ++c) {
-                                each_list(c, rows, first);
-                                contract<true>(to + c * area, sum, axis_w);
-                              }
-                            });
+          with_lists([&](const RowList<A>& rows, bool) {
+            align_channels<true>(
+                sum, base, grad.stride[1], n, rows, length, grad.stride[4], axis_w,
+                [&](int64_t c) { return to + c * area; }, [](int64_t) {});
+          });
           continue;
         }
         for (int64_t c = 0; c < n; ++c) {
-          for_each_row_list(axis_d, d_row, grad.stride[2], axis_h, h, grad.stride[3],
-                            [&](const RowList<A>& rows, bool first) { each_list(c, rows, first); });
-          contract<true>(to + c * area, sum, axis_w);
+          with_lists([&](const RowList<A>& rows, bool first) {
+            combine<true>(sum, base + c * grad.stride[1], rows, first, length, grad.stride[4]);
+          });
+          contract_vectors<true>(to + c * area, sum, axis_w);
         }
       }
     }

@@ -67,12 +67,18 @@ void launch(const LaunchContext& context, dim3 blocks, int threads, void (*kerne
 
 inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+#ifdef PGL_OPS_HOST_CUDA
+constexpr int64_t kMostBlocksYZ = 3;  // so that small tests walk y and z in strides of the grid too
+#else
+constexpr int64_t kMostBlocksYZ = 65535;
+#endif
+
 // A grid of x blocks for each of y and z; kernels walk y and z in strides of the grid, as these are limited.
 inline dim3 grid_for(int64_t x, int64_t y = 1, int64_t z = 1) {
-  constexpr int64_t most_x = (1ll << 31) - 1, most_yz = 65535;
+  constexpr int64_t most_x = (1ll << 31) - 1;
   check_argument(x <= most_x, "pgl_ops: ", x, " blocks are more than a CUDA grid holds; use smaller tensors");
-  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(std::min(y, most_yz)),
-              static_cast<unsigned>(std::min(z, most_yz)));
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(std::min(y, kMostBlocksYZ)),
+              static_cast<unsigned>(std::min(z, kMostBlocksYZ)));
 }
 
 }  // namespace pgl_ops

@@ -13,8 +13,10 @@ namespace {
 
 // A task should keep a thread busy for longer than it takes to hand it out: this many elements written.
 constexpr int64_t kElementsPerTask = 1 << 14;
-// Channels that share the list of source rows: few enough that their rows stay in the first-level cache.
+// Channels that share the list of source rows, where the planes that they read fit the second-level cache.
 constexpr int64_t kChannelsAtOnce = 16;
+constexpr int64_t kSourceBytes = 1 << 19;
+constexpr int64_t kSourcePlanes = 4;  // that a plane of bins reads, usually
 // Planes of gradients, one a channel, that one task of the backward pass adds to: the second-level cache.
 constexpr int64_t kPlaneBytes = 1 << 18;
 // A block of channels_last channels: its rows stay in the first-level cache.
@@ -65,11 +67,14 @@ Tensor roi_align3d_cpu(Tensor input, Tensor boxes, OutputSize output_size, Scale
                              tables.data()};
     const CpuKernels<T>& kernels = cpu_kernels<T>();
     const int64_t row = tables.widest(2) + bins_w;
-    const Blocks channels(geometry.channels,
-                          channels_last ? channel_block<A>(geometry.channels, row)
-                                        : std::min(kChannelsAtOnce, kElementsPerTask / (bins_h * bins_w)));
+    const int64_t source_plane = std::min(kSourcePlanes, input.size(2)) * input.size(3) * input.size(4) *
+                                 static_cast<int64_t>(sizeof(T));
+    const Blocks channels(geometry.channels, channels_last
+                                                 ? channel_block<A>(geometry.channels, row)
+                                                 : std::min(kChannelsAtOnce, kSourceBytes / source_plane));
     const Blocks planes(bins_d, kElementsPerTask / (bins_h * bins_w * channels.size));
-    const int64_t scratch_size = row * (channels_last ? channels.size : 1) + kRowSlack;
+    const int64_t scratch_size =
+        channels_last ? row * channels.size : combined_rows_room(tables.widest(2)) + bins_w;
     // Channels outermost: what neighbouring tasks read overlaps, and stays in the cache.
     parallel_for(channels.count * geometry.n_rois * planes.count, 1, [&](int64_t begin, int64_t end) {
       const std::unique_ptr<A[]> scratch(new A[scratch_size]);
@@ -123,7 +128,7 @@ Tensor roi_align3d_backward_cpu(Tensor grad, Tensor boxes, std::vector<int64_t> 
                                                            : std::min(kChannelsAtOnce, fitting));
     const Blocks planes(depth, kElementsPerTask / (area * channels.size));
     const int64_t scratch_size =
-        (channels_last ? (width + sum) * channels.size : area * channels.size + sum) + kRowSlack;
+        channels_last ? (width + sum) * channels.size : area * channels.size + combined_rows_room(sum);
     parallel_for(geometry.n_samples * channels.count * planes.count, 1, [&](int64_t begin, int64_t end) {
       const std::unique_ptr<A[]> scratch(new A[scratch_size]);
       for (int64_t task = begin; task < end; ++task) {

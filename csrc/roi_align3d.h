@@ -36,6 +36,8 @@ inline RoiGeometry roi_geometry(const std::vector<int64_t>& input_size, const Te
                  spatial_scale.size());
   check_argument(sampling_ratio.size() == 3, "sampling_ratio must hold three integers, got ",
                  sampling_ratio.size());
+  check_argument(input_size[0] >= 0 && input_size[1] >= 0,
+                 "input must have N and C of at least 0, got N = ", input_size[0], ", C = ", input_size[1]);
   if (flips) {
     check_argument(flips->dim() == 2 && flips->size(0) == boxes.size(0) && flips->size(1) == 3,
                    "flips must be a Tensor[", boxes.size(0), ", 3], got ", shape_text(*flips));
