@@ -32,11 +32,12 @@ install: $(VENV)/.installed
 demo: install
 	$(BIN)/python -m pgl.demo --output $(DEMO)
 
+# Two processes with a thread each: the tests that are about threads set their number themselves.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-ops: install
-	$(BIN)/python -m pytest tests/ops
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/ops
 
 lint: install
 	$(BIN)/ruff check .
@@ -54,7 +55,7 @@ bench: install
 
 # On a machine with a GPU, nvcc and torch; needs no network. See docs/gpu-validation.md.
 gpu-check:
-	$(PYTHON) -m benchmarks.gpu_check
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check
 
 # The op tests on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: install

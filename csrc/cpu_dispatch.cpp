@@ -1,4 +1,7 @@
 // Chooses, once, the instruction set whose kernels this processor runs.
+#include <cstdlib>
+#include <cstring>
+
 #include "cpu_kernels.h"
 
 namespace pgl_ops {
@@ -9,8 +12,12 @@ enum class InstructionSet { baseline, avx2, avx512 };
 InstructionSet detect() {
 #ifdef PGL_OPS_X86_KERNELS
   __builtin_cpu_init();
+  // Lets tests run the kernels that this processor would not choose.
+  const char* most = std::getenv("PGL_OPS_CPU_INSTRUCTIONS");
+  if (most != nullptr && std::strcmp(most, "baseline") == 0) return InstructionSet::baseline;
+  const bool may_avx512 = most == nullptr || std::strcmp(most, "avx2") != 0;
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  if (may_avx512 && has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     return InstructionSet::avx512;
   }

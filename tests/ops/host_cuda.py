@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import subprocess
@@ -23,10 +24,15 @@ def build(folder: Path, sanitize: bool = False) -> Path:
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-DPGL_OPS_SANITIZE={'ON' if sanitize else 'OFF'}",
     ]
-    for command in (configure, ["cmake", "--build", str(folder)]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    # The environment's own cmake and ninja, whether or not it is activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    with open(folder / ".lock", "w") as lock:  # tests may run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (configure, ["cmake", "--build", str(folder)]):
+            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
+            if done.returncode != 0:
+                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
     return folder / "libpgl_ops_host_cuda.so"
 
 
