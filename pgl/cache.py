@@ -16,7 +16,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,10 @@ class CacheWriter:
             return sha256_of(self.path / record.file) == record.sha256
         except OSError:
             return False
+
+    def move(self, record: CaseRecord, source: str) -> None:
+        """Note that what a finished case was made from lies at ``source`` now."""
+        write_json(self._sidecar(record.case_id), asdict(replace(record, source=source)))
 
     def remove(self, case_id: str) -> None:
         """Delete a case, if it is there."""

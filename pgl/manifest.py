@@ -35,7 +35,8 @@ class CaseRecord:
             reversed).
         sha256: checksum of the file.
         source: the image file or DICOM folder it was made from.
-        original: geometry of the source as SimpleITK gives it (names end in _xyz), pixel type, file count.
+        original: geometry of the source as SimpleITK gives it (names end in _xyz), pixel type, file count,
+            checksum of its content.
         key: fingerprint of source and settings, by which a later run knows whether the case is still current.
     """
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -27,14 +26,14 @@ from rich.progress import (
 from rich.text import Text
 
 from pgl.cache import CacheWriter
-from pgl.images import Found, Limits, SliceHeader, SourceFile, find_files, group_slices, read_headers
-from pgl.prepare_case import Job, Outcome, file_job, prepare_case, series_job
+from pgl.images import Limits, find_files
+from pgl.prepare_case import Job, Outcome, prepare_case
+from pgl.prepare_jobs import list_jobs
 from pgl.prepare_report import PrepareReport, ReportEntry, printable
 from pgl.workers import JobFailed, WorkerDied, run_isolated, usable_cores
 
 LOCK = ".lock"
 MOST_DEFAULT_WORKERS = 8  # a worker can need some GB for a large CT
-HEADERS_PER_JOB = 200
 SECONDS_BETWEEN_MANIFESTS = 10.0
 
 
@@ -102,9 +101,9 @@ def prepare(
     the same.
 
     It may be interrupted at any moment and run again: finished cases are kept if their source and the
-        settings are the
-    same, others are made anew. A source given again is mirrored, so cases whose file is gone from it or now
-    left out are removed; cases from sources that are not given this time stay.
+    settings are the same, others are made anew. A source given again is mirrored, so cases whose file is gone
+    from it or now left out are removed; cases from sources that are not given this time stay. A source that
+    was moved keeps its cases; a file of the same name and other content, elsewhere, is another case.
 
     Args:
         sources: folders (searched to the bottom) and files; any format that SimpleITK reads, and DICOM
@@ -138,8 +137,8 @@ def prepare(
         found = find_files(sources, settings.include, settings.exclude, skip_folder=output)
         report.ignored += [ReportEntry(*entry) for entry in found.ignored]
         for entry in found.rejected:
-            _reject(report, progress, *entry)
-        jobs = _list_jobs(found, output, settings.limits, workers, report, progress)
+            report.reject(*entry, progress.console)
+        jobs = list_jobs(found, writer.finished(), output, settings.limits, workers, report, progress)
         try:
             _run_jobs(jobs, workers, writer, report, progress)
         except BaseException:
@@ -162,50 +161,6 @@ def prepare(
     return report
 
 
-def _list_jobs(
-    found: Found, output: str, limits: Limits, workers: int, report: PrepareReport, progress: Progress
-) -> list[Job]:
-    images = list(found.images)
-    by_path = {file.path: file for file in found.maybe_dicom}
-    headers: list[SliceHeader] = []
-    for entry in _read_all_headers(sorted(by_path), workers, progress):
-        if "header" in entry:
-            headers.append(SliceHeader(**entry["header"]))
-        elif "ignored" in entry:
-            report.ignored.append(ReportEntry(entry["path"], entry["ignored"]))
-        elif "rejected" in entry:
-            _reject(report, progress, entry["path"], entry["rejected"])
-        else:
-            images.append(by_path[entry["path"]])
-    jobs = [file_job(file, output, limits) for file in images]
-    numbers: dict[tuple[str, str], int] = {}
-    for stack in group_slices(sorted(headers, key=lambda header: header.path)):
-        path = os.path.dirname(stack[0].path)
-        name = os.path.dirname(by_path[stack[0].path].name) or os.path.basename(path)
-        number = numbers[path, stack[0].series_uid] = numbers.get((path, stack[0].series_uid), -1) + 1
-        jobs.append(series_job(SourceFile(path, name), stack, number, output, limits))
-    return sorted(jobs, key=lambda job: (job.path, job.case_id))
-
-
-def _read_all_headers(paths: list[str], workers: int, progress: Progress) -> Iterator[dict[str, Any]]:
-    if not paths:
-        return
-    bar = progress.add_task("reading DICOM headers", total=len(paths))
-    batches = [paths[i : i + HEADERS_PER_JOB] for i in range(0, len(paths), HEADERS_PER_JOB)]
-    crashed: list[str] = []
-    for batch, answer in run_isolated(read_headers, batches, min(workers, len(batches))):
-        if isinstance(answer, WorkerDied | JobFailed):
-            crashed += batch
-        else:
-            yield from answer
-            progress.advance(bar, len(batch))
-    for [path], answer in run_isolated(read_headers, [[path] for path in crashed], workers):
-        if isinstance(answer, WorkerDied | JobFailed):
-            answer = [{"path": path, "rejected": f"crashes the reader: {answer}"}]
-        yield from answer
-        progress.advance(bar)
-
-
 def _run_jobs(
     jobs: list[Job], workers: int, writer: CacheWriter, report: PrepareReport, progress: Progress
 ) -> None:
@@ -226,7 +181,7 @@ def _run_jobs(
             reason = f"series {job.headers[0].series_uid or '(unnamed)'}, {len(job.headers)} slices: {reason}"
         if outcome.status == "rejected":
             writer.remove(job.case_id)
-            _reject(report, progress, job.path, reason)
+            report.reject(job.path, reason, progress.console)
         else:
             report.accepted.append(ReportEntry(job.path, reason, job.case_id))
         progress.advance(bar)
@@ -251,12 +206,6 @@ def _remove_outdated(
     for case_id in outdated:
         writer.remove(case_id)
     return len(outdated)
-
-
-def _reject(report: PrepareReport, progress: Progress, path: str, reason: str) -> None:
-    report.rejected.append(ReportEntry(path, reason))
-    line = Text.assemble(("rejected ", "bold red"), printable(path), ": ", printable(reason))
-    progress.console.print(line, soft_wrap=True)
 
 
 def _summarise(report: PrepareReport, path: Path, console: Console) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import unicodedata
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
@@ -18,7 +17,6 @@ from pgl.images import (
     Limits,
     RejectedImage,
     SliceHeader,
-    SourceFile,
     check_intensities,
     check_size,
     files_of,
@@ -26,11 +24,11 @@ from pgl.images import (
     read_series,
     resample,
 )
-from pgl.images.native import split_suffixes
+from pgl.manifest import sha256_of
 
 # Raise when the same source and settings would give other voxels than before: then every case is made anew.
 PROCESSING_VERSION = 1
-LONGEST_NAME = 80
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -38,18 +36,22 @@ class Job:
     """A volume to prepare.
 
     Attributes:
-        case_id: its name in the cache.
         path: what the report names: the file, or the folder of the DICOM series.
         headers: of the DICOM slices; empty for an image file.
         output: the cache folder.
         limits: what the volume must fulfil.
+        case_ids: the names it may have in the cache, the preferred one first.
+        unreadable: names of unreadable files that may be slices of the series.
+        case_id: the one of ``case_ids`` that it has.
     """
 
-    case_id: str
     path: str
     headers: tuple[SliceHeader, ...]
     output: str
     limits: Limits
+    case_ids: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
+    case_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,6 @@ class Outcome:
     reason: str
 
 
-def file_job(file: SourceFile, output: str, limits: Limits) -> Job:
-    """The job for an image file."""
-    name = file.name[: -len(split_suffixes(file.name)[1]) or None]
-    return Job(_case_id(name, file.path), file.path, (), output, limits)
-
-
-def series_job(
-    folder: SourceFile, headers: list[SliceHeader], number: int, output: str, limits: Limits
-) -> Job:
-    """The job for stack ``number`` of the DICOM files in ``folder``."""
-    case_id = _case_id(folder.name, f"{folder.path}\0{headers[0].series_uid}\0{number}")
-    path = folder.path if len(headers) > 1 else headers[0].path
-    return Job(case_id, path, tuple(headers), output, limits)
-
-
 def prepare_case(job: Job) -> Outcome:
     """Read, check, resample and store one volume, unless a current copy is already in the cache.
 
@@ -82,10 +69,15 @@ def prepare_case(job: Job) -> Outcome:
     """
     writer = CacheWriter(job.output, job.limits.spacing_mm)
     try:
+        if job.unreadable:
+            raise RejectedImage(_incomplete(job.unreadable))
         key = _key(job)
         there = writer.case(job.case_id)
         if there is not None and there.key == key and writer.is_intact(there):
-            return Outcome("unchanged", "unchanged since it was cached")
+            if there.source == job.path:
+                return Outcome("unchanged", "unchanged since it was cached")
+            writer.move(there, job.path)
+            return Outcome("unchanged", f"unchanged since it was cached from {there.source}")
         if job.headers:
             image, grid = read_series(job.headers, job.limits)
         else:
@@ -100,6 +92,7 @@ def prepare_case(job: Job) -> Outcome:
             "pixel_type": image.GetPixelIDTypeAsString(),
             "files": len(job.headers) or 1,
             "series_uid": job.headers[0].series_uid if job.headers else "",
+            "content_sha256": content_of(job),
         }
         volume = resample(image, grid)
     except RejectedImage as error:
@@ -113,24 +106,33 @@ def prepare_case(job: Job) -> Outcome:
     return Outcome("new", f"cached: {before} voxels (D, H, W) became {after}")
 
 
+def content_of(job: Job) -> str:
+    """A checksum of the bytes of all source files, wherever they lie."""
+    digests = sorted(sha256_of(Path(file)) for file in _files(job))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 def _key(job: Job) -> str:
-    """Changes when the source files, the settings or the processing change."""
-    files = [header.path for header in job.headers] or files_of(job.path)
+    """Changes when the source files, the settings or the processing change, but not with their folder."""
     content: dict[str, Any] = {
         "processing": PROCESSING_VERSION,
         "hu_range": HU_RANGE,
         "limits": asdict(job.limits),
-        "files": sorted((os.path.abspath(f), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files),
+        "files": sorted(
+            (os.path.basename(f), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in _files(job)
+        ),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _case_id(name: str, identity: str) -> str:
-    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    slug = (
-        re.sub(r"[^A-Za-z0-9._]+", "-", ascii_name.replace("/", "_"))
-        .strip("-._")[-LONGEST_NAME:]
-        .strip("-._")
-    )
-    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    return f"{slug or 'case'}-{digest}"
+def _files(job: Job) -> list[str]:
+    return [header.path for header in job.headers] or files_of(job.path)
+
+
+def _incomplete(unreadable: tuple[str, ...]) -> str:
+    if len(unreadable) == 1:
+        return f"incomplete: {unreadable[0]}, which may be a slice of it, cannot be read"
+    names = ", ".join(unreadable[:MOST_NAMED])
+    if len(unreadable) > MOST_NAMED:
+        names += f" and {len(unreadable) - MOST_NAMED} more"
+    return f"incomplete: {len(unreadable)} files that may be slices of it cannot be read: {names}"

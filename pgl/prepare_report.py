@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
+from rich.text import Text
+
 from pgl.atomic import write_json
 
 REPORT = "prepare_report.json"
@@ -49,6 +52,12 @@ class PrepareReport:
     def exit_code(self) -> int:
         """For the command line: 1 if anything was rejected, else 0."""
         return 1 if self.rejected else 0
+
+    def reject(self, path: str, reason: str, console: Console) -> None:
+        """Enter a rejected file or series, and name it on the terminal."""
+        self.rejected.append(ReportEntry(path, reason))
+        line = Text.assemble(("rejected ", "bold red"), printable(path), ": ", printable(reason))
+        console.print(line, soft_wrap=True)
 
     def write(self) -> Path:
         """Write it to the cache folder."""

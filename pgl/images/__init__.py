@@ -5,6 +5,7 @@ from pgl.images.dicom import SliceHeader, group_slices, order_slices, read_heade
 from pgl.images.files import files_of, read_file
 from pgl.images.find import Found, SourceFile, find_files
 from pgl.images.grid import AIR_HU, HU_RANGE, Grid, common_grid, resample
+from pgl.images.incomplete import unreadable_slices
 
 __all__ = [
     "AIR_HU",
@@ -27,4 +28,5 @@ __all__ = [
     "read_headers",
     "read_series",
     "resample",
+    "unreadable_slices",
 ]

@@ -105,7 +105,9 @@ def read_headers(paths: Sequence[str]) -> list[dict[str, Any]]:
                 entry["ignored"] = kind
         except RejectedImage as error:
             entry["rejected"] = str(error)
-        except (RuntimeError, OSError) as error:
+        except OSError as error:
+            entry["rejected"] = f"unreadable: {error.strerror or error}"
+        except RuntimeError as error:
             is_dicom = _file_meta(path)[128:132] == b"DICM"
             entry["rejected" if is_dicom else "not_dicom"] = f"unreadable: {reader_message(error)}"
         found.append(entry)

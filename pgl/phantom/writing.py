@@ -122,7 +122,7 @@ def _claim(folder: Path, recipe: dict[str, Any], overwrite: bool) -> None:
             )
             raise FileExistsError(
                 f"output: {folder} holds phantoms made with other arguments ({changes}); "
-                "name another folder, or allow to overwrite them"
+                "name another folder, or replace them with --overwrite"
             )
         # The old recipe stays until its last file is gone: an interruption leaves a smaller cohort.
         for path in _files(folder, "phantom_*.nii.gz"):

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from pgl.images import RejectedImage, SliceHeader, group_slices, order_slices, read_headers, read_series
+from pgl.images import (
+    RejectedImage,
+    SliceHeader,
+    group_slices,
+    order_slices,
+    read_headers,
+    read_series,
+    unreadable_slices,
+)
 from tests.pgl.ct_files import LIMITS, body, write_series
 
 
@@ -114,6 +123,74 @@ def test_a_truncated_slice_is_rejected_by_name(tmp_path, part):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
     [entry] = read_headers([str(path)])
     assert entry["rejected"].startswith("unreadable")
+
+
+def cut(path: Path, length: int) -> None:
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def lacking(folder: Path) -> list[tuple[str, ...]]:
+    """What each stack of the folder lacks."""
+    entries = read_headers([os.fspath(path) for path in sorted(folder.iterdir())])
+    stacks = group_slices([SliceHeader(**entry["header"]) for entry in entries if "header" in entry])
+    return unreadable_slices(stacks, [entry["path"] for entry in entries if "header" not in entry])
+
+
+@pytest.mark.parametrize("suffix", [".dcm", "", ".IMA"])
+@pytest.mark.parametrize("length", [0, 100, 300, 3000])  # nothing, no magic, no series UID, no end of pixels
+def test_an_unreadable_slice_is_missed_by_its_series(tmp_path, suffix, length):
+    paths = write_series(tmp_path, suffix=suffix)
+    assert lacking(tmp_path) == [()]
+    cut(paths[0], length)
+    cut(paths[9], length)
+    assert lacking(tmp_path) == [tuple(sorted([paths[0].name, paths[9].name]))]
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_truncated_slice_is_missed_by_its_own_series_and_not_by_the_other_in_its_folder(tmp_path, explicit):
+    first = write_series(tmp_path, series=1)
+    for path in write_series(tmp_path / "second", body(seed=2), series=2):
+        path.rename(tmp_path / f"second {path.name}")
+    (tmp_path / "second").rmdir()
+    cut(first[0], 3000)
+    if explicit:  # two bytes of VR and two of length, in place of four of length
+        content = first[0].read_bytes()
+        for tag in (b"\x20\x00\x0d\x00", b"\x20\x00\x0e\x00"):
+            at = content.index(tag) + 4
+            content = content[:at] + b"UI" + content[at : at + 2] + content[at + 4 :]
+        first[0].write_bytes(content)
+    assert lacking(tmp_path) == [(first[0].name,), ()]
+    cut(first[0], 300)  # now nothing says which series it is of
+    assert lacking(tmp_path) == [(first[0].name,), (first[0].name,)]
+
+
+def test_a_series_named_in_a_nested_item_is_not_taken_for_the_slices_own(tmp_path):
+    paths = write_series(tmp_path)
+    whole = paths[0].read_bytes()
+    other = b"1.2.3.4\0"
+    nested = b"\x20\x00\x0e\x00UI" + len(other).to_bytes(2, "little") + other
+    start = whole.index(b"\x08\x00\x60\x00\x02\x00")  # the modality
+    paths[0].write_bytes(whole[:start] + nested + whole[start:3000])
+    assert lacking(tmp_path) == [(paths[0].name,)]
+
+
+def test_other_unreadable_files_beside_a_series_are_not_taken_for_slices(tmp_path):
+    write_series(tmp_path / "series", suffix="")
+    (tmp_path / "series" / "NOTES").write_text("no slice")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "IM000.dcm").write_text("of another folder")
+    assert lacking(tmp_path / "series") == [()]
+    [stack] = group_slices(headers_of(p for p in (tmp_path / "series").iterdir() if p.name != "NOTES"))
+    assert unreadable_slices([stack], [str(tmp_path / "other" / "IM000.dcm")]) == [()]
+
+
+def test_a_file_that_may_not_be_read_is_rejected_with_the_systems_reason(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("pgl.images.dicom._file_meta", refuse)
+    [entry] = read_headers([str(write_series(tmp_path)[0])])
+    assert entry["rejected"] == "unreadable: Permission denied"
 
 
 def test_a_slice_that_breaks_after_its_header_was_read_is_named(tmp_path):

@@ -183,6 +183,51 @@ def test_cases_of_other_sources_stay_and_a_file_gone_bad_leaves(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("end", [0, -1])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "link to nothing"])
+def test_a_series_whose_first_or_last_slice_is_unreadable_is_rejected_and_leaves(tmp_path, end, damage):
+    slices = write_series(tmp_path / "in" / "series", body(seed=1))
+    write(tmp_path / "in" / "good.nrrd")
+    assert run([tmp_path / "in"], tmp_path / "cache").cases == 2
+    whole = slices[end].read_bytes()
+    if damage == "link to nothing":
+        slices[end].unlink()
+        slices[end].symlink_to(tmp_path / "nowhere.dcm")
+    else:
+        slices[end].write_bytes(whole[: len(whole) // 2 if damage == "truncated" else 0])
+
+    report = run([tmp_path / "in"], tmp_path / "cache")
+
+    assert (report.exit_code, report.cases) == (1, 1)
+    rejected = reasons(report.rejected)
+    assert set(rejected) == {"series", slices[end].name}
+    name = slices[end].name
+    assert rejected["series"] == f"incomplete: {name}, which may be a slice of it, cannot be read"
+
+    report = run([tmp_path / "in"], tmp_path / "cache", exclude=[name])
+    assert (report.exit_code, report.cases) == (0, 2)  # told to do without it
+    slices[end].unlink()
+    slices[end].write_bytes(whole)
+    assert run([tmp_path / "in"], tmp_path / "cache").cases == 2
+    cache = VolumeCache(tmp_path / "cache")
+    index = next(i for i, case in enumerate(cache.cases) if case.case_id.startswith("series"))
+    np.testing.assert_array_equal(cache.read_volume(index), body(seed=1))
+
+
+def test_of_many_unreadable_slices_the_first_few_are_named(tmp_path):
+    slices = write_series(tmp_path / "in" / "series")
+    for path in slices[:7]:
+        path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="no usable CT"):
+        run([tmp_path / "in"], tmp_path / "cache")
+    rejected = json.loads((tmp_path / "cache" / "prepare_report.json").read_text("utf-8"))["rejected"]
+    [reason] = [entry["reason"] for entry in rejected if entry["path"].endswith("series")]
+    names = sorted(path.name for path in slices[:7])
+    assert reason == (
+        "incomplete: 7 files that may be slices of it cannot be read: " + ", ".join(names[:5]) + " and 2 more"
+    )
+
+
 def test_include_and_exclude_keep_masks_out(tmp_path):
     write(tmp_path / "in" / "p1_ct.nii.gz")
     write(tmp_path / "in" / "p1_tumour.nii.gz", (body() > 0).astype(np.uint8))
