@@ -27,16 +27,16 @@ class CMakeBuild(build_ext):
         definitions = {
             "CMAKE_BUILD_TYPE": os.environ.get("PGL_OPS_BUILD_TYPE", "Release"),
             "PGL_OPS_OUTPUT": str(self.libraries_folder),
-            "PGL_OPS_VERSION": self.distribution.get_version(),
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
+            # Said every time: the kept build folder would remember what an earlier build was told.
+            "PGL_OPS_CUDA_ARCHS": os.environ.get("PGL_OPS_CUDA_ARCHS", "80;90").replace(",", ";"),
         }
-        if "PGL_OPS_CUDA_ARCHS" in os.environ:
-            definitions["PGL_OPS_CUDA_ARCHS"] = os.environ["PGL_OPS_CUDA_ARCHS"].replace(",", ";")
         # The environment's own cmake and ninja, whether or not it is activated.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         environment = {**os.environ, "PATH": path}
         cmake = shutil.which("cmake", path=path) or "cmake"
+        definitions["CMAKE_MAKE_PROGRAM"] = shutil.which("ninja", path=path) or "ninja"
         configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
         subprocess.run(
             [*configure, *(f"-D{key}={value}" for key, value in definitions.items())],

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -95,15 +96,18 @@ def main() -> int:
 
 def _run(name: str, command: list[str], seconds: float) -> Part:
     began = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
-        status = "passed" if done.returncode == 0 else "failed"
-        output = (done.stdout + done.stderr)[-6000:]
+        output = process.communicate(timeout=seconds)[0][-6000:]
+        status = "passed" if process.returncode == 0 else "failed"
         last = [line for line in output.splitlines() if line.strip()]
-        detail = last[-1][:160] if last else f"exit code {done.returncode}"
-    except subprocess.TimeoutExpired as error:
+        detail = last[-1][:160] if last else f"exit code {process.returncode}"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # compilers and all: they would spoil the next part's times
+        output = process.communicate()[0][-6000:]
         status, detail = "failed", f"did not end within {seconds:.0f} s"
-        output = error.stdout.decode(errors="replace")[-6000:] if error.stdout else ""
     return Part(name, status, round(time.monotonic() - began, 1), detail, output)
 
 

@@ -142,8 +142,8 @@ def roi_cases(work: RoiWorkload, dtype: torch.dtype, layout: str, device: torch.
         if roi_align is not None:
             flat = torch.cat([boxes[:, :1], boxes[:, [3, 2, 6, 5]]], 1)
             functions["torchvision"] = lambda x: roi_align(
-                x[:, :, 0], flat.to(x.dtype), work.output[1:], 1.0, work.ratio, True
-            )[:, :, None]
+                x[:, :, 0].float(), flat, work.output[1:], 1.0, work.ratio, True
+            )[:, :, None].to(x.dtype)
 
     name = str(volume.dtype).removeprefix("torch.")
     out = ours(volume)
@@ -172,27 +172,38 @@ def roi_cases(work: RoiWorkload, dtype: torch.dtype, layout: str, device: torch.
 
 
 def grid_sample_composition(x: Tensor, boxes: Tensor, work: RoiWorkload, flips: Tensor | None) -> Tensor:
-    """What one writes without this library: sample with ``grid_sample``, average, flip."""
-    x = x if x.dtype.is_floating_point else x.float()
+    """What one writes without this library: sample all boxes with ``grid_sample``, average, flip.
+
+    Positions and sums are float32: torch averages no bfloat16 volumes on a CPU, and positions beyond 256 are
+    not exact in it. With one box a sample, the volumes are used as they are; else indexed.
+    """
+    kind = x.dtype
+    x = x.float()
     samples = [p * work.ratio for p in work.output]
-    parts = []
-    size = torch.tensor(work.size, device=x.device, dtype=torch.float32)
-    for k, row in enumerate(boxes):
-        low, high = row[1:4], row[4:]
-        axes = []
-        for axis, count in enumerate(samples):
-            steps = (torch.arange(count, device=x.device) + 0.5) / count
-            position = low[axis] + steps * (high[axis] - low[axis])  # continuous coordinates
-            axes.append(position / size[axis] * 2 - 1)
-        grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1)[None].to(x.dtype)
-        index = int(row[0]) if x.shape[0] > 1 else 0
-        part = F.grid_sample(x[index : index + 1], grid, padding_mode="border", align_corners=False)
-        if work.ratio > 1:
-            part = F.avg_pool3d(part, [s // p for s, p in zip(samples, work.output, strict=True)])
+    rows = boxes.float()
+    axes = []
+    for axis, count in enumerate(samples):
+        steps = (torch.arange(count, device=x.device) + 0.5) / count
+        low, high = rows[:, 1 + axis, None], rows[:, 4 + axis, None]
+        position = low + steps * (high - low)  # continuous coordinates [K, count]
         if flips is not None:
-            part = part.flip([2 + axis for axis in range(3) if flips[k, axis]])
-        parts.append(part)
-    return torch.cat(parts)
+            position = torch.where(flips[:, axis, None], position.flip(1), position)
+        axes.append(position / work.size[axis] * 2 - 1)
+    d, h, w = axes
+    shape = (len(rows), *samples)
+    grid = torch.stack(
+        [
+            w[:, None, None].expand(shape),
+            h[:, None, :, None].expand(shape),
+            d[:, :, None, None].expand(shape),
+        ],
+        -1,
+    )
+    volumes = x if work.boxes is one_box_a_sample else x[rows[:, 0].long()]
+    out = F.grid_sample(volumes, grid, padding_mode="border", align_corners=False)
+    if work.ratio > 1:
+        out = F.avg_pool3d(out, [s // p for s, p in zip(samples, work.output, strict=True)])
+    return out.to(kind) if kind.is_floating_point else out
 
 
 def touched_elements(work: RoiWorkload, boxes: Tensor) -> int:

@@ -46,6 +46,7 @@ std::tuple<Tensor, Tensor, Tensor> aligned_cosine_loss3d_cpu(Tensor prediction, 
   const LossShape shape = loss_shape(prediction);
   const std::optional<Tensor> weights = checked_weight(weight, prediction, shape);
   const Reduction how = checked_reduction(reduction);
+  check_eps(eps);
   const std::vector<Roi> rois = read_rois(geometry, boxes, flips);
   std::optional<LossOutputs> outputs;
   dispatch_dtype<false>("prediction", prediction.scalar_type(), [&](auto element) {

@@ -67,9 +67,10 @@ std::tuple<Tensor, Tensor, Tensor> aligned_cosine_loss3d_cuda(Tensor prediction,
   const RoiGeometry geometry =
       aligned_geometry(prediction, features, boxes, spatial_scale, sampling_ratio, aligned, flips);
   const LossShape shape = aligned_loss_shape(prediction);
-  const LaunchContext context(prediction);
   const std::optional<Tensor> weights = checked_weight(weight, prediction, shape);
   const Reduction how = checked_reduction(reduction);
+  check_eps(eps);
+  const LaunchContext context(prediction);
   const Tensor p = walkable(prediction);
   std::optional<LossOutputs> outputs;
   dispatch_dtype<false>("prediction", prediction.scalar_type(), [&](auto element) {
@@ -90,9 +91,9 @@ Tensor aligned_cosine_loss3d_backward_cuda(Tensor grad, Tensor prediction, Tenso
       aligned_geometry(prediction, features, boxes, spatial_scale, sampling_ratio, aligned, flips);
   const LossShape shape = aligned_loss_shape(prediction);
   const Reduction how = checked_reduction(reduction);
-  const LaunchContext context(prediction);
   const std::optional<Tensor> weights = checked_weight(weight, prediction, shape);
   check_saved(saved, divisor, grad, prediction, shape, how);
+  const LaunchContext context(prediction);
   const Tensor p = walkable(prediction), g = torch::stable::contiguous(grad);
   Tensor grad_prediction = empty_gradient(prediction);
   dispatch_dtype<false>("prediction", prediction.scalar_type(), [&](auto element) {

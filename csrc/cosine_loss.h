@@ -1,6 +1,8 @@
 // The voxel-wise cosine loss: what the CPU and CUDA entries of both loss ops share.
 #pragma once
 
+#include <limits>
+
 #include "tensors.h"
 
 namespace pgl_ops {
@@ -31,6 +33,7 @@ inline LossShape loss_shape(const Tensor& prediction) {
 
 // Whether the spatial axes can be walked with a single stride, and if so, the strides.
 inline std::optional<VoxelStrides> voxel_strides(const Tensor& tensor) {
+  if (tensor.numel() == 0) return VoxelStrides{tensor.stride(0), tensor.stride(1), 1};
   int64_t voxel = 1, expected = -1;
   for (int64_t axis = tensor.dim() - 1; axis >= 2; --axis) {
     if (tensor.size(axis) == 1) continue;
@@ -59,7 +62,8 @@ inline void check_same_shape(const char* name, const Tensor& tensor, const Tenso
 }
 
 inline void check_same_dtype(const char* name, const Tensor& tensor, const Tensor& prediction) {
-  check_argument(tensor.scalar_type() == prediction.scalar_type(), name, " must have prediction's dtype");
+  check_argument(tensor.scalar_type() == prediction.scalar_type(), name, " must have prediction's dtype ",
+                 dtype_name(prediction.scalar_type()), ", got ", dtype_name(tensor.scalar_type()));
 }
 
 // The weights as a contiguous Tensor[N, *spatial] of the type that sums are held in.
@@ -68,12 +72,18 @@ inline std::optional<Tensor> checked_weight(const std::optional<Tensor>& weight,
   if (!weight) return std::nullopt;
   check_same_device("weight", *weight, prediction);
   check_argument(weight->scalar_type() == accumulate_type(prediction.scalar_type()),
-                 "weight must be float32, or float64 for a float64 prediction");
+                 "weight must be float32, or float64 for a float64 prediction, got ",
+                 dtype_name(weight->scalar_type()));
   bool same = weight->dim() == static_cast<int64_t>(shape.map.size());
   for (int64_t axis = 0; same && axis < weight->dim(); ++axis) same = weight->size(axis) == shape.map[axis];
   check_argument(same, "weight must be a Tensor[N, *spatial] for prediction ", shape_text(prediction),
                  ", got ", shape_text(*weight));
   return torch::stable::contiguous(*weight);
+}
+
+inline void check_eps(double eps) {
+  check_argument(eps >= 0 && eps < std::numeric_limits<double>::infinity(),
+                 "eps must be finite and not negative, got ", eps);
 }
 
 inline Reduction checked_reduction(int64_t reduction) {
@@ -100,7 +110,9 @@ inline void check_saved(const Tensor& saved, const Tensor& divisor, const Tensor
   check_argument(grad.scalar_type() == type, "grad must have the loss's dtype");
   const int64_t expected = reduction == Reduction::none ? shape.samples * shape.voxels : 1;
   check_argument(grad.numel() == expected, "grad must have the loss's shape, got ", shape_text(grad));
-  for (const Tensor* tensor : {&saved, &divisor, &grad}) check_same_device("saved", *tensor, prediction);
+  check_same_device("saved", saved, prediction);
+  check_same_device("divisor", divisor, prediction);
+  check_same_device("grad", grad, prediction);
 }
 
 // A gradient shaped and, where it is dense, laid out like the features.

@@ -1,7 +1,7 @@
 // The CPU inner loops, compiled once for each instruction set (PGL_OPS_ISA names it; see CMakeLists.txt).
 //
 // Loops are written so that the compiler turns the innermost one into vector code: over W for contiguous
-// volumes, over the channels for channels_last_3d ones. No library header is included, since an inline
+// volumes, over the channels for channels_last_3d ones. No header of torch is included, since an inline
 // function shared between instruction sets would run where its instructions do not exist.
 #include "cpu_kernels.h"
 

@@ -30,7 +30,7 @@ inline RoiGeometry roi_geometry(const std::vector<int64_t>& input_size, const Te
   check_argument(boxes.dim() == 2 && boxes.size(1) == 7,
                  "boxes must be a Tensor[K, 7], batch index first, got ", shape_text(boxes));
   check_argument(boxes.scalar_type() == ScalarType::Float || boxes.scalar_type() == ScalarType::Double,
-                 "boxes must be float32 or float64");
+                 "boxes must be float32 or float64, got ", dtype_name(boxes.scalar_type()));
   check_argument(output_size.size() == 3, "output_size must hold three integers, got ", output_size.size());
   check_argument(spatial_scale.size() == 3, "spatial_scale must hold three numbers, got ",
                  spatial_scale.size());
@@ -41,7 +41,8 @@ inline RoiGeometry roi_geometry(const std::vector<int64_t>& input_size, const Te
   if (flips) {
     check_argument(flips->dim() == 2 && flips->size(0) == boxes.size(0) && flips->size(1) == 3,
                    "flips must be a Tensor[", boxes.size(0), ", 3], got ", shape_text(*flips));
-    check_argument(flips->scalar_type() == ScalarType::Bool, "flips must be bool");
+    check_argument(flips->scalar_type() == ScalarType::Bool, "flips must be bool, got ",
+                   dtype_name(flips->scalar_type()));
     check_same_device("flips", *flips, boxes);
   }
   RoiGeometry geometry;
@@ -52,7 +53,8 @@ inline RoiGeometry roi_geometry(const std::vector<int64_t>& input_size, const Te
     check_argument(size >= 1 && size <= most, "input must have 1 to 2^24 voxels on every spatial axis, got ",
                    size);
     check_argument(bins >= 1 && bins <= most, "output_size must be 1 to 2^24 on every axis, got ", bins);
-    check_argument(scale > 0 && scale <= 1e30, "spatial_scale must be positive and finite, got ", scale);
+    check_argument(scale > 0 && scale <= 1e30, "spatial_scale must be positive and at most 1e30, got ",
+                   scale);
     check_argument(ratio <= (1 << 20), "sampling_ratio must be at most 2^20, got ", ratio);
     geometry.axes[axis] = {static_cast<int32_t>(size), static_cast<int32_t>(bins),
                            static_cast<int32_t>(ratio > 0 ? ratio : 0), aligned, scale};

@@ -144,9 +144,9 @@ PGL_HOST_DEVICE int64_t max_taps_per_bin(const Axis& axis) {
 
 PGL_HOST_DEVICE int64_t max_taps(const Axis& axis) {
   const int64_t any = max_taps_per_bin(axis) * axis.bins;
-  // Adaptive samples are at most one voxel apart and neighbouring bins share at most two voxels.
-  const int64_t adaptive = axis.size + 2ll * axis.bins;
-  return axis.ratio <= 0 && adaptive < any ? adaptive : any;
+  // Positions are monotonic over the bins too: neighbouring bins share two voxels, or three by rounding.
+  const int64_t monotonic = axis.size + 3ll * axis.bins;
+  return monotonic < any ? monotonic : any;
 }
 
 // Whether a box row (batch index, then six coordinates) can be sampled.

@@ -49,8 +49,41 @@ inline ScalarType accumulate_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+inline const char* dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "another dtype";
+  }
+}
+
+inline std::string device_text(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  return (tensor.is_cuda() ? "cuda:" : "device ") + std::to_string(tensor.get_device_index());
+}
+
 inline void check_same_device(const char* name, const Tensor& tensor, const Tensor& like) {
-  check_argument(tensor.device() == like.device(), name, " must be on the same device as the first argument");
+  check_argument(tensor.device() == like.device(), name, " must be on the other arguments' device ",
+                 device_text(like), ", got one on ", device_text(tensor));
 }
 
 // Calls function(element) with a value of the element type; integers only where `integers` says so.
@@ -72,7 +105,8 @@ void dispatch_dtype(const char* name, ScalarType type, Function function) {
     if (type == ScalarType::Byte) return function(uint8_t{});
     if (type == ScalarType::Short) return function(int16_t{});
   }
-  check_argument(false, name, " has a dtype that this op does not support");
+  check_argument(false, name, " must be float64, float32, float16",
+                 integers ? ", bfloat16, uint8 or int16" : " or bfloat16", ", got ", dtype_name(type));
 }
 
 inline Strides5 strides5(const Tensor& tensor) {

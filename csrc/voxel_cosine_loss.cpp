@@ -29,6 +29,7 @@ std::tuple<Tensor, Tensor, Tensor> voxel_cosine_loss_cpu(Tensor prediction, Tens
   check_pair(prediction, target);
   const std::optional<Tensor> weights = checked_weight(weight, prediction, shape);
   const Reduction how = checked_reduction(reduction);
+  check_eps(eps);
   const Tensor p = walkable(prediction), z = walkable(target);
   std::optional<LossOutputs> outputs;
   dispatch_dtype<false>("prediction", prediction.scalar_type(), [&](auto element) {

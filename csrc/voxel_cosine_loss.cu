@@ -15,9 +15,10 @@ std::tuple<Tensor, Tensor, Tensor> voxel_cosine_loss_cuda(Tensor prediction, Ten
                                                           double eps, bool save) {
   const LossShape shape = loss_shape(prediction);
   check_pair(prediction, target);
-  const LaunchContext context(prediction);
   const std::optional<Tensor> weights = checked_weight(weight, prediction, shape);
   const Reduction how = checked_reduction(reduction);
+  check_eps(eps);
+  const LaunchContext context(prediction);
   const Tensor p = walkable(prediction), z = walkable(target);
   std::optional<LossOutputs> outputs;
   dispatch_dtype<false>("prediction", prediction.scalar_type(), [&](auto element) {
@@ -35,9 +36,9 @@ std::tuple<Tensor, Tensor> voxel_cosine_loss_backward_cuda(Tensor grad, Tensor p
   const LossShape shape = loss_shape(prediction);
   check_pair(prediction, target);
   const Reduction how = checked_reduction(reduction);
-  const LaunchContext context(prediction);
   const std::optional<Tensor> weights = checked_weight(weight, prediction, shape);
   check_saved(saved, divisor, grad, prediction, shape, how);
+  const LaunchContext context(prediction);
   const Tensor p = walkable(prediction), z = walkable(target), g = torch::stable::contiguous(grad);
   Tensor grad_p = need_prediction ? empty_gradient(prediction) : empty_flat({0}, prediction.scalar_type(), p);
   Tensor grad_z = need_target ? empty_gradient(target) : empty_flat({0}, prediction.scalar_type(), p);

@@ -6,6 +6,7 @@ break ``torch.compile``); the kernels check the boxes' values.
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ REDUCTIONS = ("none", "mean", "sum")
 MAX_SAMPLING_RATIO = 2**20
 # A list of a million boxes should not become a message of a million numbers.
 _LONGEST_REPR = 120
+# What fits the kernels' integers.
+_LARGEST_INTEGER = 2**31 - 1
 
 
 def describe(value: object) -> str:
@@ -59,6 +62,43 @@ def check_same_dtype(name: str, value: Tensor, like_name: str, like: Tensor) -> 
         raise TypeError(f"{name} must have {like_name}'s dtype {like.dtype}, got {describe(value)}")
 
 
+def in_one_dtype(name: str, tensor: object, other_name: str, other: object) -> tuple[Tensor, Tensor]:
+    """Both as floating-point tensors of one dtype; under autocast, mixed ones are brought to one.
+
+    float32 beside a half precision goes to the half; float16 beside bfloat16 both go to float32, since
+    neither holds the other's values.
+    """
+    tensor = check_tensor(name, tensor, FLOAT_DTYPES)
+    other = check_tensor(other_name, other, FLOAT_DTYPES)
+    pair = {tensor.dtype, other.dtype}
+    if len(pair) == 2 and torch.float64 not in pair and under_autocast(tensor.device):
+        halves = pair - {torch.float32}
+        dtype = halves.pop() if len(halves) == 1 else torch.float32
+        return tensor.to(dtype), other.to(dtype)
+    check_same_dtype(other_name, other, name, tensor)
+    return tensor, other
+
+
+def under_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for a device's type."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """A region in which autocast leaves operations in the dtype of their arguments."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def as_float(value: object) -> float:
+    """A real number as float; infinite where it does not fit."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return float("inf")
+
+
 def as_triple(name: str, value: object, kind: type) -> list:
     """One number or three, as a list of three numbers of ``kind`` (int or float)."""
     number = numbers.Integral if kind is int else numbers.Real
@@ -69,7 +109,9 @@ def as_triple(name: str, value: object, kind: type) -> list:
             return item
         if isinstance(item, bool) or not isinstance(item, number):
             raise TypeError(f"{name} must be {wanted} or three of them, got {describe(value)}")
-        return kind(item)
+        if kind is int and not -_LARGEST_INTEGER <= item <= _LARGEST_INTEGER:  # type: ignore[operator]
+            raise ValueError(f"{name} must lie within ±(2^31 − 1), got {describe(value)}")
+        return kind(item) if kind is int else as_float(item)
 
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != 3:
@@ -115,7 +157,7 @@ def check_eps(eps: object) -> float:
     """A finite, non-negative number."""
     if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
         raise TypeError(f"eps must be a number, got {describe(eps)}")
-    value = float(eps)
+    value = as_float(eps)
     if not 0 <= value < float("inf"):
         raise ValueError(f"eps must be finite and not negative, got {describe(eps)}")
     return value
@@ -123,11 +165,11 @@ def check_eps(eps: object) -> float:
 
 def check_reduction(reduction: object) -> str:
     """One of ``REDUCTIONS``."""
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(
             f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {describe(reduction)}"
         )
-    return reduction  # type: ignore[return-value]
+    return reduction
 
 
 def check_volume(name: str, value: object, dtypes: Sequence[torch.dtype]) -> Tensor:
@@ -138,6 +180,18 @@ def check_volume(name: str, value: object, dtypes: Sequence[torch.dtype]) -> Ten
     if any(size < 1 for size in volume.shape[2:]):
         raise ValueError(f"{name} must have spatial axes of at least one voxel, got {describe(volume)}")
     return volume
+
+
+def boxes_in_float32(boxes: object) -> object:
+    """Under autocast, boxes that were computed in half precision are accepted."""
+    if not (torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")):
+        return boxes
+    half = (torch.float16, torch.bfloat16)
+    if isinstance(boxes, Tensor):
+        return boxes.float() if boxes.dtype in half else boxes
+    if isinstance(boxes, Sequence) and not isinstance(boxes, str):
+        return [boxes_in_float32(box) for box in boxes]
+    return boxes
 
 
 def check_boxes(boxes: object, input_name: str, input: Tensor) -> Tensor:

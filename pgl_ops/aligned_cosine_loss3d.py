@@ -9,13 +9,12 @@ from torch import Tensor
 
 from . import _arguments as arguments
 from . import _library
-from .roi_align3d import _in_float32, is_channels_last
+from .roi_align3d import is_channels_last
 from .voxel_cosine_loss import (
     REDUCTION_CODES,
     differentiate_gradients,
     fake_gradient,
     fake_loss,
-    in_one_dtype,
 )
 
 
@@ -51,11 +50,11 @@ def aligned_cosine_loss3d(
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, value or device, or (on the CPU) a box cannot be sampled.
     """
-    prediction, features = in_one_dtype("prediction", prediction, "features", features)
+    prediction, features = arguments.in_one_dtype("prediction", prediction, "features", features)
     arguments.check_volume("prediction", prediction, arguments.FLOAT_DTYPES)
     arguments.check_volume("features", features, arguments.FLOAT_DTYPES)
     arguments.check_same_device("features", features, "prediction", prediction)
-    boxes = arguments.check_boxes(_in_float32(boxes), "features", features)
+    boxes = arguments.check_boxes(arguments.boxes_in_float32(boxes), "features", features)
     arguments.check_prediction(prediction, boxes, features)
     flips = arguments.check_flips(flips, boxes)
     scales = arguments.check_spatial_scale(spatial_scale)
@@ -76,6 +75,8 @@ def aligned_cosine_loss3d(
 def _fake(
     prediction, features, boxes, spatial_scale, sampling_ratio, aligned, flips, weight, reduction, eps, save
 ):
+    arguments.check_same_device("features", features, "prediction", prediction)
+    arguments.check_same_device("boxes", boxes, "prediction", prediction)
     return fake_loss(prediction, reduction, save)
 
 

@@ -25,7 +25,4 @@ def boxes_from_xyz(boxes: Tensor) -> Tensor:
     boxes = arguments.check_tensor("boxes", boxes, arguments.FLOAT_DTYPES)
     if boxes.dim() != 2 or boxes.shape[1] not in (6, 7):
         raise ValueError(f"boxes must be a Tensor[K, 6] or Tensor[K, 7], got {arguments.describe(boxes)}")
-    order = [2, 1, 0, 5, 4, 3]
-    if boxes.shape[1] == 7:
-        order = [0] + [1 + i for i in order]
-    return boxes[:, torch.tensor(order, device=boxes.device)]
+    return torch.cat([boxes[:, :-6], boxes[:, -6:-3].flip(1), boxes[:, -3:].flip(1)], 1)

@@ -5,6 +5,9 @@ device. They serve as documentation, as a fallback and as the baseline of the be
 
 RoIAlign is separable. For every RoI and axis a matrix W[P, S] holds the weight of each of the S voxels in
 each of the P bins; the result is W_d, W_h and W_w applied to the volume, one axis after the other.
+
+Two differences to the kernels, since these matrices are dense: the result is always contiguous, and a voxel
+that is NaN or infinite reaches every bin of its RoI.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ def roi_align3d(
 ) -> Tensor:
     """3D RoIAlign by dense per-axis matrices; see :func:`pgl_ops.roi_align3d`."""
     input = arguments.check_volume("input", input, arguments.FLOAT_DTYPES + arguments.INTEGER_DTYPES)
-    boxes = arguments.check_boxes(boxes, "input", input)
+    boxes = arguments.check_boxes(arguments.boxes_in_float32(boxes), "input", input)
     flips = arguments.check_flips(flips, boxes)
     output_size = arguments.check_output_size(output_size)
     scales = arguments.check_spatial_scale(spatial_scale)
@@ -69,9 +72,10 @@ def roi_align3d(
         rows = slice(start, start + step)
         part = volume[batch[rows]]
         w_d, w_h, w_w = (matrix[rows, None, None] for matrix in matrices)
-        part = part @ w_w.mT  # [k, C, D, H, w]
-        part = (w_h @ part).transpose(2, 3)  # [k, C, h, D, w]
-        parts.append((w_d @ part).transpose(2, 3))  # [k, C, d, h, w]
+        with arguments.without_autocast(input.device):
+            part = part @ w_w.mT  # [k, C, D, H, w]
+            part = (w_h @ part).transpose(2, 3)  # [k, C, h, D, w]
+            parts.append((w_d @ part).transpose(2, 3))  # [k, C, d, h, w]
     out = torch.cat(parts).to(out_dtype)
     return torch.where(valid[:, None, None, None, None], out, torch.nan)
 
@@ -111,9 +115,7 @@ def voxel_cosine_loss(
     eps: float = 1e-8,
 ) -> Tensor:
     """2 − 2·cos over the channels of each voxel; see :func:`pgl_ops.voxel_cosine_loss`."""
-    prediction = arguments.check_tensor("prediction", prediction, arguments.FLOAT_DTYPES)
-    target = arguments.check_tensor("target", target, arguments.FLOAT_DTYPES)
-    arguments.check_same_dtype("target", target, "prediction", prediction)
+    prediction, target = arguments.in_one_dtype("prediction", prediction, "target", target)
     if prediction.dim() < 2:
         raise ValueError(f"prediction must be a Tensor[N, C, *spatial], got {arguments.describe(prediction)}")
     if target.shape != prediction.shape:
@@ -157,9 +159,9 @@ def aligned_cosine_loss3d(
     """The loss against RoI-aligned ``features``; see :func:`pgl_ops.aligned_cosine_loss3d`."""
     prediction = arguments.check_volume("prediction", prediction, arguments.FLOAT_DTYPES)
     features = arguments.check_volume("features", features, arguments.FLOAT_DTYPES)
-    arguments.check_same_dtype("features", features, "prediction", prediction)
+    prediction, features = arguments.in_one_dtype("prediction", prediction, "features", features)
     arguments.check_same_device("features", features, "prediction", prediction)
-    boxes = arguments.check_boxes(boxes, "features", features)
+    boxes = arguments.check_boxes(arguments.boxes_in_float32(boxes), "features", features)
     arguments.check_prediction(prediction, boxes, features)
     target = roi_align3d(
         features, boxes, list(prediction.shape[2:]), spatial_scale, sampling_ratio, aligned, flips

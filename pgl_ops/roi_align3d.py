@@ -56,7 +56,7 @@ def roi_align3d(
             synchronise: there such a RoI's output is NaN, and it gets no gradient.
     """
     input = arguments.check_volume("input", input, arguments.FLOAT_DTYPES + arguments.INTEGER_DTYPES)
-    boxes = arguments.check_boxes(_in_float32(boxes), "input", input)
+    boxes = arguments.check_boxes(arguments.boxes_in_float32(boxes), "input", input)
     flips = arguments.check_flips(flips, boxes)
     return _library.ops().roi_align3d(
         input,
@@ -102,18 +102,6 @@ class RoIAlign3d(nn.Module):
         )
 
 
-def _in_float32(boxes: object) -> object:
-    """Under autocast, boxes that were computed in half precision are accepted."""
-    if not (torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")):
-        return boxes
-    half = (torch.float16, torch.bfloat16)
-    if isinstance(boxes, Tensor):
-        return boxes.float() if boxes.dtype in half else boxes
-    if isinstance(boxes, Sequence) and not isinstance(boxes, str):
-        return [_in_float32(box) for box in boxes]
-    return boxes
-
-
 # The custom op -------------------------------------------------------------------------------------------
 
 
@@ -129,6 +117,7 @@ def empty_volume(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, chann
 
 
 def _fake(input, boxes, output_size, spatial_scale, sampling_ratio, aligned, flips):
+    arguments.check_same_device("boxes", boxes, "input", input)
     dtype = input.dtype if input.dtype.is_floating_point else torch.float32
     return empty_volume(input, [boxes.shape[0], input.shape[1], *output_size], dtype, is_channels_last(input))
 
@@ -154,7 +143,11 @@ def _setup_context_backward(ctx, inputs, output):
 
 
 def register(namespace: str) -> None:
-    """Registers fake tensors, autograd and autocast for the kernels in ``torch.ops.<namespace>``."""
+    """Registers fake tensors and autograd for the kernels in ``torch.ops.<namespace>``.
+
+    Nothing to register for autocast: the kernels take every dtype, and boxes are widened by the public
+    function.
+    """
     ops = getattr(torch.ops, namespace)
 
     def backward(ctx, grad):

@@ -40,7 +40,7 @@ def voxel_cosine_loss(
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, value or device.
     """
-    prediction, target = in_one_dtype("prediction", prediction, "target", target)
+    prediction, target = arguments.in_one_dtype("prediction", prediction, "target", target)
     if prediction.dim() < 2:
         raise ValueError(f"prediction must be a Tensor[N, C, *spatial], got {arguments.describe(prediction)}")
     if target.shape != prediction.shape:
@@ -53,18 +53,6 @@ def voxel_cosine_loss(
     eps = arguments.check_eps(eps)
     save = torch.is_grad_enabled() and (prediction.requires_grad or target.requires_grad)
     return _library.ops().voxel_cosine_loss(prediction, target, weight, code, eps, save)[0]
-
-
-def in_one_dtype(name: str, tensor: object, other_name: str, other: object) -> tuple[Tensor, Tensor]:
-    """Both as floating-point tensors of one dtype; autocast brings them to the lower precision."""
-    tensor = arguments.check_tensor(name, tensor, arguments.FLOAT_DTYPES)
-    other = arguments.check_tensor(other_name, other, arguments.FLOAT_DTYPES)
-    if tensor.dtype != other.dtype:
-        if torch.is_autocast_enabled(tensor.device.type):
-            low = min(tensor.dtype, other.dtype, key=lambda dtype: torch.finfo(dtype).bits)
-            return tensor.to(low), other.to(low)
-        arguments.check_same_dtype(other_name, other, name, tensor)
-    return tensor, other
 
 
 # The custom op -------------------------------------------------------------------------------------------
@@ -87,6 +75,7 @@ def fake_gradient(features: Tensor) -> Tensor:
 
 
 def _fake(prediction, target, weight, reduction, eps, save):
+    arguments.check_same_device("target", target, "prediction", prediction)
     return fake_loss(prediction, reduction, save)
 
 
@@ -116,7 +105,7 @@ def differentiate_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradient of the backward op, to (grad, prediction, target), by differentiating its formula.
 
-    Double backward is rare; ordinary PyTorch is fast enough for it.
+    Double backward is rare; ordinary PyTorch is fast enough for it. Third derivatives are not provided.
     """
     grad, prediction, target, weight, saved, divisor = saved_tensors
     dtype = grad.dtype

@@ -13,7 +13,7 @@ mkdir -p "$copy"
 rm -rf "$copy/package" && mkdir -p "$copy/package"
 cp -r pgl_ops tests pyproject.toml "$copy/package"
 common=(-G Ninja -DPython_EXECUTABLE="$python" -DPGL_OPS_SANITIZE=ON)
-cmake -S . -B "$copy/cpu" "${common[@]}" -DCMAKE_CUDA_COMPILER=NOTFOUND \
+cmake -S . -B "$copy/cpu" "${common[@]}" -DPGL_OPS_CUDA=OFF \
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" -DPGL_OPS_OUTPUT="$PWD/$copy/package/pgl_ops" > /dev/null
 cmake --build "$copy/cpu" | tail -1
 cmake -S . -B "$copy/host_cuda" "${common[@]}" -DPGL_OPS_HOST_CUDA=ON > /dev/null

@@ -1,0 +1,23 @@
+"""The library under test is the one that these sources make."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import version
+
+import pgl_ops
+from pgl_ops.__main__ import report
+
+
+def test_the_library_has_the_version_of_the_distribution() -> None:
+    assert pgl_ops.build_info()["version"] == version("pgl-ops") == pgl_ops.__version__
+
+
+def test_cuda_kernels_are_built_wherever_nvcc_is() -> None:
+    assert (pgl_ops.build_info()["cuda"] is not None) == (shutil.which("nvcc") is not None)
+
+
+def test_the_report_says_that_the_cpu_kernels_give_the_right_result() -> None:
+    text = report()
+    assert "ok (differs from the reference by" in text
+    assert "WRONG" not in text and "FAILED" not in text
