@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--command", nargs="+", default=[], help="commands that made the run, shown on the page"
     )
+    parser.add_argument("--note", default="", help="a paragraph at the end of the page")
     options = parser.parse_args(argv)
     from pgl.show import show
 
@@ -29,9 +30,13 @@ def main(argv: list[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     for name in ("curves.png", "features.png", "views.png"):
         shutil.copyfile(pictures[name], options.output / name)
-    for name in ("metrics.jsonl", "config.yaml"):
-        shutil.copyfile(options.run / name, options.output / name)
-    (options.output / "README.md").write_text(page(options.run, options.title, options.command))
+    shutil.copyfile(options.run / "metrics.jsonl", options.output / "metrics.jsonl")
+    settings = (options.run / "config.yaml").read_text().splitlines(keepends=True)
+    places = ("data:", "output:")  # folders of one machine
+    kept = [line for line in settings if not line.startswith(places)]
+    (options.output / "config.yaml").write_text("".join(kept))
+    text = page(options.run, options.title, options.command)
+    (options.output / "README.md").write_text(text + (f"\n{options.note}\n" if options.note else ""))
     print(options.output / "README.md")
     return 0
 

@@ -26,8 +26,10 @@ AlignedCosine<T> aligned_args(const Tensor& prediction, const Tensor& features,
 template <typename A, typename Task>
 void for_each_plane(const Tensor& prediction, const TapTables<A>& tables, Task task) {
   const int64_t planes = prediction.size(2), channels = prediction.size(1);
-  const int64_t scratch_size =
-      channels * (prediction.size(4) + tables.widest(2)) + combined_rows_room(tables.widest(2));
+  const int64_t width = prediction.size(4);
+  const int64_t tile =
+      width * aligned_rows_at_once(static_cast<int32_t>(prediction.size(3)), static_cast<int32_t>(width));
+  const int64_t scratch_size = channels * (tile + tables.widest(2)) + combined_rows_room(tables.widest(2));
   parallel_for(prediction.size(0) * planes, 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<A[]> scratch(new A[scratch_size]);
     for (int64_t i = begin; i < end; ++i) {

@@ -30,8 +30,8 @@ inline void write_voxel(const CosineForward<T>& args, int64_t sample, int64_t vo
 }
 
 // Sums over channels that lie side by side.
-template <typename T>
-inline CosineSums<Accumulate<T>> sum_channels(const T* __restrict p, const T* __restrict z,
+template <typename T, typename Z>
+inline CosineSums<Accumulate<T>> sum_channels(const T* __restrict p, const Z* __restrict z,
                                               int64_t channels) {
   using A = Accumulate<T>;
   A dot[kLanes] = {}, pp[kLanes] = {}, zz[kLanes] = {};
@@ -94,7 +94,8 @@ void cosine_forward(const CosineForward<T>& args, int64_t sample, Range voxels) 
   const bool unit = fp.voxel_stride == 1 && fz.voxel_stride == 1;
   for (int64_t v = voxels.begin; v < voxels.end; v += kVoxelTile) {
     const int64_t n = smaller(kVoxelTile, voxels.end - v);
-    A dot[kVoxelTile] = {}, pp[kVoxelTile] = {}, zz[kVoxelTile] = {};
+    A dot[kVoxelTile], pp[kVoxelTile], zz[kVoxelTile];
+    for (int64_t i = 0; i < n; ++i) dot[i] = pp[i] = zz[i] = 0;
     for (int64_t c = 0; c < args.channels; ++c) {
       const T* p = p0 + c * fp.channel_stride + v * fp.voxel_stride;
       const T* z = z0 + c * fz.channel_stride + v * fz.voxel_stride;
@@ -175,29 +176,43 @@ void cosine_backward(const CosineBackward<T>& args, int64_t sample, Range voxels
               voxels, args.channels);
 }
 
-// Calls visit(target, channel stride, voxel stride, d, h) with the aligned target of each of the RoI's rows.
-// scratch: the target row of all channels, then what the alignment needs.
+// Rows of one plane that are aligned together: short rows alone would not fill vectors. Only where the
+// prediction's rows follow each other with one stride.
+template <typename T>
+inline int32_t rows_at_once(const AlignedCosine<T>& aligned) {
+  const auto& stride = aligned.prediction.stride;
+  const bool walkable = stride[3] == aligned.size[2] * stride[4];
+  return walkable ? aligned_rows_at_once(aligned.size[1], aligned.size[2]) : 1;
+}
+
+// Calls visit(target, channel stride, voxel stride, d, h, voxels) with the aligned target of some of the
+// RoI's rows at a time, from (d, h) on. scratch: that target of all channels, then what the alignment needs.
 template <typename T, typename Visit>
-inline void for_each_aligned_row(const AlignedCosine<T>& aligned, int64_t k, Range planes,
-                                 Accumulate<T>* scratch, Visit visit) {
+inline void for_each_aligned_tile(const AlignedCosine<T>& aligned, int64_t k, Range planes,
+                                  Accumulate<T>* scratch, Visit visit) {
   using A = Accumulate<T>;
   const auto& roi = aligned.rois[k];
-  const int32_t width = aligned.size[2];
+  const int64_t width = aligned.size[2];
+  const int32_t height = aligned.size[1], most = rows_at_once(aligned);
   const Range channels{0, aligned.channels};
   A* target = scratch;
-  A* rest = scratch + aligned.channels * width;
+  A* rest = scratch + aligned.channels * most * width;
   const bool channels_inside = aligned.features.stride[1] == 1 && aligned.features.stride[4] != 1;
   for (int64_t d = planes.begin; d < planes.end; ++d) {
-    for (int32_t h = 0; h < aligned.size[1]; ++h) {
-      if (channels_inside) {
-        align_row_channels(target, rest, aligned.features, roi, channels, static_cast<int32_t>(d), h);
-        visit(target, int64_t{1}, aligned.channels, d, h);
-      } else {
-        for_each_channel_row(
-            aligned.features, roi, channels, static_cast<int32_t>(d), h, rest,
-            [&](int64_t c) { return target + c * width; }, [](int64_t) {});
-        visit(target, int64_t{width}, int64_t{1}, d, h);
+    for (int32_t h = 0; h < height; h += most) {
+      const int32_t rows = h + most < height ? most : height - h;
+      const int64_t voxels = rows * width;
+      for (int32_t r = 0; r < rows; ++r) {
+        if (channels_inside) {
+          align_row_channels(target + r * width * aligned.channels, rest, aligned.features, roi, channels,
+                             static_cast<int32_t>(d), h + r);
+        } else {
+          for_each_channel_row(
+              aligned.features, roi, channels, static_cast<int32_t>(d), h + r, rest,
+              [&](int64_t c) { return target + c * voxels + r * width; }, [](int64_t) {});
+        }
       }
+      visit(target, channels_inside ? 1 : voxels, channels_inside ? aligned.channels : 1, d, h, voxels);
     }
   }
 }
@@ -206,36 +221,43 @@ template <typename T>
 void aligned_forward(const AlignedCosine<T>& aligned, const CosineForward<T>& args, int64_t k, Range planes,
                      Accumulate<T>* scratch) {
   using A = Accumulate<T>;
-  const int64_t width = aligned.size[2];
-  const auto& volume = aligned.prediction;
-  for_each_aligned_row(
-      aligned, k, planes, scratch, [&](const A* z, int64_t z_channel, int64_t z_voxel, int64_t d, int64_t h) {
-        const T* p = volume.data + k * volume.stride[0] + d * volume.stride[2] + h * volume.stride[3];
-        const int64_t voxel0 = (d * aligned.size[1] + h) * width;
-        for (int64_t w0 = 0; w0 < width; w0 += kVoxelTile) {
-          const int64_t n = smaller(kVoxelTile, width - w0);
-          A dot[kVoxelTile] = {}, pp[kVoxelTile] = {}, zz[kVoxelTile] = {};
+  const auto& stride = aligned.prediction.stride;
+  for_each_aligned_tile(
+      aligned, k, planes, scratch,
+      [&](const A* z, int64_t z_channel, int64_t z_voxel, int64_t d, int64_t h, int64_t voxels) {
+        const T* p = aligned.prediction.data + k * stride[0] + d * stride[2] + h * stride[3];
+        const int64_t first = (d * aligned.size[1] + h) * aligned.size[2];
+        const auto finish = [&](int64_t v, const CosineSums<A>& sums) {
+          const auto result = finish_cosine<A>(
+              sums, args.eps, aligned.channels,
+              [&](int64_t c) { return widen(p[c * stride[1] + v * stride[4]]); },
+              [&](int64_t c) { return z[c * z_channel + v * z_voxel]; });
+          write_voxel(args, k, first + v, result);
+        };
+        if (stride[1] == 1 && z_channel == 1) {
+          for (int64_t v = 0; v < voxels; ++v) {
+            finish(v, sum_channels(p + v * stride[4], z + v * z_voxel, aligned.channels));
+          }
+          return;
+        }
+        for (int64_t v0 = 0; v0 < voxels; v0 += kVoxelTile) {
+          const int64_t n = smaller(kVoxelTile, voxels - v0);
+          A dot[kVoxelTile], pp[kVoxelTile], zz[kVoxelTile];
+          for (int64_t i = 0; i < n; ++i) dot[i] = pp[i] = zz[i] = 0;
           for (int64_t c = 0; c < aligned.channels; ++c) {
-            const T* pc = p + c * volume.stride[1] + w0 * volume.stride[4];
-            const A* zc = z + c * z_channel + w0 * z_voxel;
-            if (volume.stride[4] == 1 && z_voxel == 1) {
+            const T* pc = p + c * stride[1] + v0 * stride[4];
+            const A* zc = z + c * z_channel + v0 * z_voxel;
+            if (stride[4] == 1 && z_voxel == 1) {
               add_channel(
                   dot, pp, zz, [=](int64_t i) { return widen(pc[i]); }, [=](int64_t i) { return zc[i]; }, n);
             } else {
-              const int64_t stride = volume.stride[4];
+              const int64_t p_voxel = stride[4];
               add_channel(
-                  dot, pp, zz, [=](int64_t i) { return widen(pc[i * stride]); },
+                  dot, pp, zz, [=](int64_t i) { return widen(pc[i * p_voxel]); },
                   [=](int64_t i) { return zc[i * z_voxel]; }, n);
             }
           }
-          for (int64_t i = 0; i < n; ++i) {
-            const int64_t w = w0 + i;
-            const auto result = finish_cosine<A>(
-                {dot[i], pp[i], zz[i]}, args.eps, aligned.channels,
-                [&](int64_t c) { return widen(p[c * volume.stride[1] + w * volume.stride[4]]); },
-                [&](int64_t c) { return z[c * z_channel + w * z_voxel]; });
-            write_voxel(args, k, voxel0 + w, result);
-          }
+          for (int64_t i = 0; i < n; ++i) finish(v0 + i, {dot[i], pp[i], zz[i]});
         }
       });
 }
@@ -244,42 +266,49 @@ template <typename T>
 void aligned_backward(const AlignedCosine<T>& aligned, const CosineBackward<T>& args, int64_t k, Range planes,
                       Accumulate<T>* scratch) {
   using A = Accumulate<T>;
-  const int64_t width = aligned.size[2], all = args.samples * args.voxels;
-  const auto& volume = aligned.prediction;
+  const int64_t all = args.samples * args.voxels;
+  const auto& stride = aligned.prediction.stride;
   const auto& grad = args.grad_prediction;
-  for_each_aligned_row(
-      aligned, k, planes, scratch, [&](const A* z, int64_t z_channel, int64_t z_voxel, int64_t d, int64_t h) {
-        const T* p = volume.data + k * volume.stride[0] + d * volume.stride[2] + h * volume.stride[3];
-        const int64_t voxel0 = (d * aligned.size[1] + h) * width, i0 = k * args.voxels + voxel0;
+  for_each_aligned_tile(
+      aligned, k, planes, scratch,
+      [&](const A* z, int64_t z_channel, int64_t z_voxel, int64_t d, int64_t h, int64_t voxels) {
+        const T* p = aligned.prediction.data + k * stride[0] + d * stride[2] + h * stride[3];
+        const int64_t first = (d * aligned.size[1] + h) * aligned.size[2], i0 = k * args.voxels + first;
         const A *scale = args.scale + i0, *cos = args.saved + i0, *inverse_p = cos + all,
                 *inverse_z = cos + 2 * all;
-        T* g = grad.data + k * grad.sample_stride + voxel0 * grad.voxel_stride;
+        T* g = grad.data + k * grad.sample_stride + first * grad.voxel_stride;
+        const int64_t p_channel = stride[1], p_voxel = stride[4];
         if (grad.channel_stride == 1) {
-          for (int64_t w = 0; w < width; ++w) {
-            const T* pw = p + w * volume.stride[4];
-            const A* zw = z + w * z_voxel;
-            const int64_t stride = volume.stride[1];
-            write_gradients(
-                g + w * grad.voxel_stride, 1, aligned.channels, scale + w, cos + w, inverse_p + w,
-                inverse_z + w, [=](int64_t c) { return widen(pw[c * stride]); },
-                [=](int64_t c) { return zw[c * z_channel]; }, [](int64_t) { return int64_t{0}; });
+          for (int64_t v = 0; v < voxels; ++v) {
+            const T* pv = p + v * p_voxel;
+            const A* zv = z + v * z_voxel;
+            const auto here = [](int64_t) { return int64_t{0}; };
+            const auto write = [&](auto own, auto other) {
+              write_gradients(g + v * grad.voxel_stride, 1, aligned.channels, scale + v, cos + v,
+                              inverse_p + v, inverse_z + v, own, other, here);
+            };
+            if (p_channel == 1 && z_channel == 1) {
+              write([=](int64_t c) { return widen(pv[c]); }, [=](int64_t c) { return zv[c]; });
+            } else {
+              write([=](int64_t c) { return widen(pv[c * p_channel]); },
+                    [=](int64_t c) { return zv[c * z_channel]; });
+            }
           }
           return;
         }
         for (int64_t c = 0; c < aligned.channels; ++c) {
-          const T* pc = p + c * volume.stride[1];
+          const T* pc = p + c * p_channel;
           const A* zc = z + c * z_channel;
           T* gc = g + c * grad.channel_stride;
           const auto same = [](int64_t i) { return i; };
-          if (volume.stride[4] == 1 && z_voxel == 1 && grad.voxel_stride == 1) {
+          if (p_voxel == 1 && z_voxel == 1 && grad.voxel_stride == 1) {
             write_gradients(
-                gc, 1, width, scale, cos, inverse_p, inverse_z, [=](int64_t i) { return widen(pc[i]); },
+                gc, 1, voxels, scale, cos, inverse_p, inverse_z, [=](int64_t i) { return widen(pc[i]); },
                 [=](int64_t i) { return zc[i]; }, same);
           } else {
-            const int64_t stride = volume.stride[4];
             write_gradients(
-                gc, grad.voxel_stride, width, scale, cos, inverse_p, inverse_z,
-                [=](int64_t i) { return widen(pc[i * stride]); }, [=](int64_t i) { return zc[i * z_voxel]; },
+                gc, grad.voxel_stride, voxels, scale, cos, inverse_p, inverse_z,
+                [=](int64_t i) { return widen(pc[i * p_voxel]); }, [=](int64_t i) { return zc[i * z_voxel]; },
                 same);
           }
         }

@@ -97,6 +97,11 @@ struct AlignedCosine {
 // Elements of scratch memory for the combined rows of contiguous volumes, `length` elements each.
 constexpr int64_t combined_rows_room(int64_t length) { return 8 * (length + 64); }
 
+// Rows of the aligned target that the fused loss holds at a time: about 512 voxels.
+constexpr int32_t aligned_rows_at_once(int32_t height, int32_t width) {
+  return width >= 512 ? 1 : (512 / width < height ? 512 / width : height);
+}
+
 struct Range {
   int64_t begin, end;
 };

@@ -24,7 +24,16 @@ import blosc2
 import numpy as np
 
 from pgl.atomic import PARTIAL_PREFIX, atomic_path, write_json
-from pgl.manifest import MANIFEST, CaseRecord, parse_record, read_manifest, sha256_of, triple, write_manifest
+from pgl.manifest import (
+    MANIFEST,
+    CaseRecord,
+    DamagedManifest,
+    parse_record,
+    read_manifest,
+    sha256_of,
+    triple,
+    write_manifest,
+)
 
 CASES_FOLDER = "cases"
 
@@ -48,20 +57,29 @@ class CacheWriter:
         path: the cache folder; made if missing.
         spacing_mm: spacing of all volumes in the cache, (D, H, W).
 
+    Attributes:
+        rebuilt: number of cases from which a manifest that was damaged or missing has been made anew; else 0.
+
     Raises:
-        ValueError: the folder holds something else, or a cache of another spacing or version.
+        ValueError: the folder holds something else, or a cache of another spacing or version; or its manifest
+            is damaged and no case is left.
     """
 
     def __init__(self, path: str | os.PathLike[str], spacing_mm: Sequence[float]) -> None:
         self.path = Path(path)
         self.spacing_mm = triple(spacing_mm, float)
+        self.rebuilt = 0
         if (self.path / MANIFEST).exists():
-            there = triple(read_manifest(self.path)["spacing_mm"], float)
-            if there != self.spacing_mm:
-                raise ValueError(
-                    f"{self.path} holds a cache of spacing {there} mm (D, H, W), but {self.spacing_mm} was "
-                    "asked for; give another output folder, or delete this one to make it anew"
-                )
+            try:
+                self._check_spacing(triple(read_manifest(self.path)["spacing_mm"], float))
+            except DamagedManifest as error:
+                if not self._rebuild():
+                    raise ValueError(
+                        f"{self.path / MANIFEST} is damaged and no finished case is left to make it from; "
+                        "give another output folder, or delete this one"
+                    ) from error
+        elif self._rebuild():
+            pass
         elif self.path.exists() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise ValueError(
                 f"{self.path} is not empty and holds no {MANIFEST}, so it is no cache; "
@@ -70,6 +88,23 @@ class CacheWriter:
         else:
             write_manifest(self.path, self.spacing_mm, [])
         (self.path / CASES_FOLDER).mkdir(exist_ok=True)
+
+    def _check_spacing(self, there: tuple[float, float, float]) -> None:
+        if there != self.spacing_mm:
+            raise ValueError(
+                f"{self.path} holds a cache of spacing {there} mm (D, H, W), but {self.spacing_mm} was "
+                "asked for; give another output folder, or delete this one to make it anew"
+            )
+
+    def _rebuild(self) -> int:
+        """Make the manifest anew from the finished cases, if there are any; returns their number."""
+        records = self.finished()
+        for record in records:
+            self._check_spacing(record.spacing_mm)
+        if records:
+            write_manifest(self.path, self.spacing_mm, records)
+        self.rebuilt = len(records)
+        return self.rebuilt
 
     def add(
         self,
@@ -179,6 +214,9 @@ class CacheWriter:
 
 class VolumeCache:
     """Reads blocks of volumes from a cache that ``pgl prepare`` made.
+
+    Reading does not look at checksums: a bit that flipped on the disk can give other voxels without an error.
+    :meth:`verify` finds it.
 
     Files are opened when first read, anew in every process, so an object travels into data loader workers, by
     fork as well as by pickling.

@@ -24,13 +24,13 @@ Keys of a checkpoint::
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pgl.atomic import atomic_path
+from pgl.safe_load import check_header, safe_load
 
 FORMAT = "pgl-checkpoint"
 FORMAT_VERSION = 1
@@ -52,6 +52,7 @@ _KEYS = [
     "best",
     "optimizer",
 ]
+_ADVICE = "restore it from a copy, or take another checkpoint of the run"
 
 
 def checkpoint_path(run: str | os.PathLike[str], name: str = BEST) -> Path:
@@ -65,11 +66,23 @@ def save_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> No
 
     Raises:
         ValueError: a key is missing or unknown.
+        OSError: it cannot be written, for example because the disk is full.
     """
     if set(content) != set(_KEYS):
         raise ValueError(f"checkpoint content differs from the format in {sorted(set(content) ^ set(_KEYS))}")
-    with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, temporary)
+    file = {"format": FORMAT, "format_version": FORMAT_VERSION, **content}
+    try:
+        # Opened here, because torch's own writer hides the reason when a write fails.
+        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+            torch.save(file, stream)
+    except OSError as error:
+        raise _not_written(Path(path), error) from error
+    except RuntimeError as error:
+        # Closing its archive, torch raises an error of its own on top of that of the failed write.
+        cause = error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise _not_written(Path(path), cause) from error
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:
@@ -81,18 +94,35 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> 
     """
     path = Path(path)
     if not path.is_file():
+        if path.name == LAST and path.with_name(INITIAL).is_file():
+            train = load_checkpoint(path.with_name(INITIAL))["config"].get("train", {})
+            raise FileNotFoundError(
+                f"the run has not written {LAST} yet (train.checkpoint_every = "
+                f"{train.get('checkpoint_every')}), expected it at {path}: wait for that step, or stop the "
+                "run with Ctrl-C, which writes it"
+            )
         raise FileNotFoundError(f"no checkpoint at {path}: was the run started and its output folder given?")
-    try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint (damaged, or another kind of file): {error}"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is no checkpoint of `pgl pretrain` (its key 'format' is not {FORMAT!r})")
-    if content["format_version"] > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has checkpoint format {content['format_version']}, "
-            f"this pgl reads up to {FORMAT_VERSION}: update pgl"
-        )
+    content = safe_load(path, "a checkpoint", _ADVICE, map_location)
+    check_header(path, content, FORMAT, FORMAT_VERSION, "checkpoint of `pgl pretrain`", "pgl pretrain")
+    missing = [key for key in _KEYS if key not in content]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: it is damaged; {_ADVICE}")
+    for key in ("config", "network", "online", "target"):
+        if not isinstance(content[key], dict):
+            raise ValueError(
+                f"{path}: {key!r} must be a dict, got {type(content[key]).__name__}: it is damaged; {_ADVICE}"
+            )
+    step = content["step"]
+    if not isinstance(step, int) or step < 0:
+        raise ValueError(f"{path}: 'step' must be a number of steps, got {step!r}: it is damaged; {_ADVICE}")
     return content
+
+
+def _not_written(path: Path, error: OSError) -> OSError:
+    reason = error.strerror or str(error)
+    told = OSError(
+        f"cannot write {path}: {reason}; an older file of that name is unchanged: make room or permit "
+        "writing, then go on with --resume"
+    )
+    told.errno = error.errno
+    return told

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pgl
 from pgl.cli_text import expand, explain, usage_message, value_of
+from pgl.run_folder import CONFIG, refuse_what_is_no_run
 
 if TYPE_CHECKING:
     from argparse import HelpFormatter
@@ -198,8 +199,11 @@ def _settings_to_resume(words: list[str]) -> list[str]:
     output = value_of("--output", words)
     if output is None or value_of("--resume", words) != "true" or value_of("--config", words) is not None:
         return []
-    written = Path(output) / "config.yaml"
-    return [f"--config={written}"] if written.is_file() else []
+    written = Path(output) / CONFIG
+    if written.is_file():
+        return [f"--config={written}"]
+    refuse_what_is_no_run(Path(output))
+    return []
 
 
 def _show_arguments(parser: ArgumentParser) -> None:
@@ -337,6 +341,8 @@ def _parser(name: str, command: Command) -> ArgumentParser:
         usage=f"pgl {name} {command.usage}",
         description=f"{command.summary[0].upper()}{command.summary[1:]}. {command.note}",
         exit_on_error=False,
+        # An abbreviation would change its meaning with the next option.
+        allow_abbrev=False,
     )
     command.describe(parser)
     return parser

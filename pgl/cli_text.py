@@ -13,6 +13,8 @@ EXTRAS = {
 }  # fmt: skip
 OWN_FOLDERS = tuple(str(Path(__file__).resolve().parent.parent / name) for name in ("pgl", "pgl_ops"))
 _SWITCHES = ("--resume", "--overwrite")
+# Settings of two numbers; all other tuples are triples.
+_PAIRS = {"crop_scale", "clip_hu", "noise_variance", "blur_sigma", "brightness_factor", "gamma_exponent"}
 _NUMBERS = re.compile(r"-?[\d.]+(,-?[\d.]+)+")
 
 
@@ -59,11 +61,22 @@ def usage_message(text: str, positionals: Sequence[str], config: str | None = No
     text = " ".join(text.split()).replace("Problems parsing config", f"cannot read {config}")
     text = re.sub(r'Parser key "([^"]+)":', r"--\1:", text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "")
+    tuple_wanted = re.match(r"--([\w.]+): .*Expected a tuple", text)
+    if tuple_wanted and not tuple_wanted[1].startswith("encoder."):
+        return _tuple_message(tuple_wanted[1], text)
     required = re.fullmatch(r"the following arguments are required: (.+)", text)
     if not required:
         return text
     names = [name.lstrip("-") for name in re.split(r",\s*", required[1])]
     return "missing " + ", ".join(name.upper() if name in positionals else f"--{name}" for name in names)
+
+
+def _tuple_message(key: str, text: str) -> str:
+    form = "LOW,HIGH such as 0.5,1.5" if key.split(".")[-1] in _PAIRS else "D,H,W such as 24,72,80"
+    given = re.search(r"(?:Got|Given) value: (.+)$", text)
+    # What follows a space is no longer seen here.
+    came = f", got {given[1].strip('[]').replace(', ', ',')}" if given else ""
+    return f"--{key}: expected {form}, with commas and no spaces{came}"
 
 
 def explain(error: Exception) -> str:

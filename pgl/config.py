@@ -2,12 +2,12 @@
 from.
 
 Origins: *paper* is fixed by the abstract of arXiv 2011.12640; *second-hand* was read in descriptions of the
-    paper's
-experiments; *our choice* is neither. Triples are in the order of the tensor's axes (D, H, W).
+paper's experiments; *our choice* is neither. Triples are in the order of the tensor's axes (D, H, W).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,12 @@ from typing import Any, Literal
 from pgl.networks import EncoderSettings, default_encoder, resolve_level, stride_at
 
 Triple = tuple[int, int, int]
+
+ACCELERATORS = ("auto", "cpu", "cuda", "gpu")
+PRECISIONS = (
+    "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64",
+)  # fmt: skip
+_DEVICES = re.compile(r"auto|-1|[1-9]\d*|\d+(,\d+)+,?|\d+,")
 
 
 @dataclass
@@ -140,7 +146,7 @@ class TrainSettings:
         steps: optimiser steps of the whole run; the schedules span it.
         batch_size: samples (pairs of views) a step, over all devices together (second-hand).
         workers: processes that read blocks; 0 reads in the training process.
-        accelerator: ``auto``, ``cpu`` or ``cuda``.
+        accelerator: ``auto``, ``cpu`` or ``cuda`` (``gpu`` is the same).
         devices: devices on each machine, or ``auto``.
         num_nodes: machines.
         precision: Lightning Fabric's names, e.g. ``32-true`` or ``bf16-mixed``.
@@ -220,6 +226,7 @@ def check(config: PretrainConfig) -> None:
     """
     views, method, train = config.views, config.method, config.train
     _positive_triples(config)
+    _seed_and_devices(config)
     level = resolve_level(config.encoder, method.feature_level)
     stride = stride_at(config.encoder, level)
     for axis, name in enumerate("DHW"):
@@ -240,6 +247,11 @@ def check(config: PretrainConfig) -> None:
     _in_range("views.min_body_fraction", views.min_body_fraction, 0, 1)
     _ordered("views.crop_scale", views.crop_scale, least=0.01)
     _ordered("intensity.clip_hu", config.intensity.clip_hu, least=float("-inf"))
+    if config.intensity.clip_hu[0] == config.intensity.clip_hu[1]:
+        raise ValueError(
+            f"intensity.clip_hu must be two different numbers, lowest first, got {config.intensity.clip_hu}: "
+            "every voxel would be the same"
+        )
     if config.intensity.std_hu <= 0:
         raise ValueError(f"intensity.std_hu must be positive, got {config.intensity.std_hu}")
     for name in ("noise", "blur", "brightness", "gamma"):
@@ -248,6 +260,11 @@ def check(config: PretrainConfig) -> None:
         _ordered(f"augment.{name}", getattr(config.augment, name), least=0)
     _in_range("method.ema_start", method.ema_start, 0, 1)
     _in_range("method.ema_end", method.ema_end, 0, 1)
+    if method.sampling_ratio != -1 and method.sampling_ratio < 1:
+        raise ValueError(
+            f"method.sampling_ratio must be -1 (as many as a bin has voxels) or at least 1, got "
+            f"{method.sampling_ratio}"
+        )
     for name in ("projector_hidden", "projector_channels", "predictor_hidden"):
         if getattr(method, name) < 1:
             raise ValueError(f"method.{name} must be positive, got {getattr(method, name)}")
@@ -259,8 +276,10 @@ def check(config: PretrainConfig) -> None:
     if not 0 <= config.optimizer.warmup_steps < train.steps:
         raise ValueError(
             f"optimizer.warmup_steps must lie in [0, train.steps={train.steps}), "
-            f"got {config.optimizer.warmup_steps}"
+            f"got {config.optimizer.warmup_steps}: lower optimizer.warmup_steps or raise train.steps"
         )
+    if not 0 <= config.optimizer.momentum < 1:
+        raise ValueError(f"optimizer.momentum must lie in [0, 1), got {config.optimizer.momentum}")
     if config.validation.pairs < 1 or config.validation.every < 1:
         raise ValueError(f"validation.pairs and validation.every must be at least 1, got {config.validation}")
     _in_range("validation.fraction", config.validation.fraction, 0, 0.9)
@@ -306,6 +325,34 @@ def _positive_triples(config: PretrainConfig) -> None:
     for name, triple in named.items():
         if len(triple) != 3 or any(int(size) != size or size < 1 for size in triple):
             raise ValueError(f"{name} must be three positive whole numbers (D, H, W), got {triple}")
+
+
+def _seed_and_devices(config: PretrainConfig) -> None:
+    train = config.train
+    for name, number in (
+        ("seed", config.seed),
+        ("train.workers", train.workers),
+        ("train.threads", train.threads),
+    ):
+        if number < 0:
+            raise ValueError(f"{name} must be at least 0, got {number}")
+    if config.encoder.input_channels != 1:
+        raise ValueError(
+            f"encoder.input_channels must be 1, got {config.encoder.input_channels}: a cache holds CT alone"
+        )
+    for name, value, allowed in (
+        ("train.accelerator", train.accelerator, ACCELERATORS),
+        ("train.precision", train.precision, PRECISIONS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    if not _DEVICES.fullmatch(str(train.devices)):
+        raise ValueError(
+            "train.devices must be auto, a number of devices of at least 1, -1 for all, or numbers of "
+            f"devices such as 0,2, got {train.devices!r}"
+        )
+    if train.num_nodes < 1:
+        raise ValueError(f"train.num_nodes must be at least 1, got {train.num_nodes}")
 
 
 def _in_range(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:

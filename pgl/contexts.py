@@ -18,6 +18,7 @@ from pgl.augment import Augmentation, sample_augmentation
 from pgl.cache import VolumeCache
 from pgl.config import AugmentSettings, ViewSettings
 from pgl.views import ViewPairs, sample_view_pairs
+from pgl.worker_signals import survive_one_sigterm
 
 # Air is about −1000 HU with noise, lung about −850: everything above counts as body.
 BODY_HU = -900
@@ -205,6 +206,7 @@ def make_loader(dataset: ContextDataset, batches: GlobalBatches, workers: int) -
         # Forked workers hang when the parent has started threads, as torch and blosc2 do.
         multiprocessing_context="spawn" if workers else None,
         persistent_workers=workers > 0,
+        worker_init_fn=survive_one_sigterm if workers else None,
     )
 
 

@@ -25,8 +25,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ import pgl
 from pgl.atomic import atomic_path
 from pgl.checkpoint import checkpoint_path, load_checkpoint
 from pgl.networks import ENCODER_CLASS, build_encoder
+from pgl.safe_load import check_header, safe_load
 
 FORMAT = "pgl-encoder"
 FORMAT_VERSION = 1
@@ -142,29 +141,8 @@ def read_export(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}: expected one that `pgl export --format encoder` wrote")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Most of torch's message advises to load the file without this protection.
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"calls {code[1]}, and is not loaded" if code else "is damaged, or another kind of file"
-        raise ValueError(f"{path} {reason}: expected what `pgl export --format encoder` wrote") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} cannot be read (damaged, or another kind of file): {_first_line(error)}"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is no exported encoder (its key 'format' is not {FORMAT!r}): expected a file that "
-            "`pgl export --format encoder` wrote"
-        )
-    version = content.get("format_version")
-    if not isinstance(version, int) or version < 1:
-        raise ValueError(f"{path}: format_version must be a positive whole number, got {version!r}")
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {version}, this pgl reads up to {FORMAT_VERSION}: update pgl-ops"
-        )
+    content = safe_load(path, "an exported encoder", "export it anew with `pgl export --format encoder`")
+    check_header(path, content, FORMAT, FORMAT_VERSION, "exported encoder", "pgl export --format encoder")
     _check_content(path, content)
     return content
 

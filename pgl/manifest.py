@@ -19,7 +19,12 @@ from pgl.atomic import write_json
 FORMAT = "pgl-volume-cache"
 VERSION = 1
 MANIFEST = "manifest.json"
+REBUILD = "run pgl prepare with this output folder again, which lists the finished cases anew"
 AXES = "D, H, W; index grows toward superior, posterior, left"
+
+
+class DamagedManifest(ValueError):
+    """The manifest's text is broken; ``pgl prepare`` can make it anew from the cases."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist, so {folder} is no finished cache; make one with pgl prepare"
+            f"{path} does not exist, so {folder} is no finished cache; make one with pgl prepare "
+            "(if finished cases lie in the folder, it lists them anew)"
         )
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); run pgl prepare again") from error
+        raise DamagedManifest(f"{path} is damaged ({error}); {REBUILD}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path} is not the manifest of a volume cache (format {FORMAT!r} expected)")
     if manifest.get("version") != VERSION:
@@ -87,7 +93,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "run pgl prepare with another output folder"
         )
     if not isinstance(manifest.get("cases"), list) or not _is_triple(manifest.get("spacing_mm")):
-        raise ValueError(f"{path} is damaged: it lacks 'cases' or 'spacing_mm'; run pgl prepare again")
+        raise DamagedManifest(f"{path} is damaged: it lacks 'cases' or 'spacing_mm'; {REBUILD}")
     return manifest
 
 
@@ -105,7 +111,7 @@ def parse_record(entry: Any, where: Path) -> CaseRecord:
             key=str(entry.get("key", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{where} has a damaged entry ({error!r}); run pgl prepare again") from error
+        raise ValueError(f"{where} has a damaged entry ({error!r}); {REBUILD}") from error
     if min(record.shape) < 1:
         raise ValueError(f"{where}: case {record.case_id!r} has shape {record.shape}")
     # Checked on the text, before the file system is asked about it.

@@ -35,8 +35,7 @@ class EncoderSettings:
     """The residual encoder, one entry a stage.
 
     The defaults are our choice: nnU-Net's residual encoder (its "M" preset up to the fifth stage) with
-        strides
-    for slices that are thicker than their pixels.
+    strides for slices that are thicker than their pixels.
 
     Args:
         features_per_stage: channels of each stage's output.

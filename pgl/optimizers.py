@@ -24,7 +24,7 @@ class LARS(Optimizer):
         w = w − lr·v
 
     Source: You et al., arXiv 1708.03888, in the form that BYOL uses (biases and norms neither adapted nor
-        decayed).
+    decayed).
 
     Args:
         params: parameters or groups; a group may set ``adapt`` and ``weight_decay``.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from rich.text import Text
 
 from pgl.cache import CacheWriter
 from pgl.images import Limits, find_files
+from pgl.manifest import MANIFEST
 from pgl.prepare_case import Job, Outcome, prepare_case
 from pgl.prepare_jobs import list_jobs
 from pgl.prepare_report import PrepareReport, ReportEntry, printable
@@ -132,27 +134,32 @@ def prepare(
     writer = CacheWriter(output, settings.limits.spacing_mm)
     workers = settings.workers or min(usable_cores(), MOST_DEFAULT_WORKERS)
     report = PrepareReport(output)
-    with _locked(output), _progress(console or Console(stderr=True)) as progress:
+    console = console or Console(stderr=True)
+    with _locked(output):
+        if writer.rebuilt:
+            line = f"{MANIFEST} was damaged or missing; made anew from {writer.rebuilt} finished cases"
+            console.print(line, soft_wrap=True)
         writer.remove_unfinished()
-        found = find_files(sources, settings.include, settings.exclude, skip_folder=output)
-        report.ignored += [ReportEntry(*entry) for entry in found.ignored]
-        for entry in found.rejected:
-            report.reject(*entry, progress.console)
-        jobs = list_jobs(found, writer.finished(), output, settings.limits, workers, report, progress)
         try:
-            _run_jobs(jobs, workers, writer, report, progress)
+            with _progress(console) as progress:
+                found = find_files(sources, settings.include, settings.exclude, skip_folder=output)
+                report.ignored += [ReportEntry(*entry) for entry in found.ignored]
+                for entry in found.rejected:
+                    report.reject(*entry, console)
+                jobs = list_jobs(found, writer.finished(), output, settings.limits, workers, report, progress)
+                _run_jobs(jobs, workers, writer, report, progress)
         except BaseException:
-            finished = len(writer.finish())
-            progress.console.print(
-                f"stopped with {finished} cases finished; run the same command again to go on"
-            )
+            with suppress(OSError):  # a full disk: the next run writes the manifest
+                writer.finish()
+            finished = len(writer.finished())
+            console.print(f"stopped with {finished} cases finished; run the same command again to go on")
             raise
         if jobs:
             report.removed = _remove_outdated(writer, sources, report)
         report.cases = len(writer.finish())
         report.seconds = time.monotonic() - started
         path = report.write()
-        _summarise(report, path, progress.console)
+        _summarise(report, path, console)
     if not report.accepted:
         raise ValueError(
             f"no usable CT in {', '.join(printable(os.fspath(s)) for s in sources)}: "
@@ -172,7 +179,8 @@ def _run_jobs(
     for job, outcome in run_isolated(prepare_case, jobs, max(1, min(workers, len(jobs)))):
         if isinstance(outcome, JobFailed):
             raise RuntimeError(
-                f"could not write {job.case_id} to the cache {job.output}: {outcome}"
+                f"could not write {job.case_id} to the cache {job.output}: {outcome} "
+                f"(disk full? it has {shutil.disk_usage(job.output).free / 2**30:.1f} GiB free)"
             ) from outcome
         if isinstance(outcome, WorkerDied):
             outcome = Outcome("rejected", f"crashes the reader: {outcome}")

@@ -82,8 +82,8 @@ def prepare_case(job: Job) -> Outcome:
             image, grid = read_series(job.headers, job.limits)
         else:
             image, grid = read_file(job.path, job.limits)
-        check_intensities(sitk.GetArrayViewFromImage(image))
         check_size(grid, job.limits)
+        check_intensities(sitk.GetArrayViewFromImage(image))
         original = {
             "size_xyz": image.GetSize(),
             "spacing_xyz_mm": image.GetSpacing(),

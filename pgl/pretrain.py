@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from pgl.record import RunRecord, write_environment, write_settings
 from pgl.state import restore, state_of, state_to_resume
 from pgl.validation import Validation, prepare_views
 from pgl.watch import LossWatch, agree, finish_the_step_on_signal
+from pgl.worker_signals import shielded_children
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -56,9 +58,10 @@ def pretrain(config: PretrainConfig) -> Path:
         The run's folder.
 
     Raises:
-        ValueError: settings that do not fit together, or differ from those of the run to resume.
-        FileNotFoundError: no cache at ``config.data``.
-        FileExistsError: ``config.output`` holds a run and ``resume`` is not set.
+        ValueError: settings that do not fit together, or they or the cache differ from those of the run
+            to resume.
+        FileNotFoundError: no cache at ``config.data``, or nothing at ``config.output`` to resume.
+        FileExistsError: ``config.output`` holds a run and ``resume`` is not set, or no run and it is.
         FloatingPointError: the loss is no longer finite; the message names the cases of that step.
         KeyboardInterrupt: stopped by a signal, after the state was saved.
     """
@@ -66,7 +69,7 @@ def pretrain(config: PretrainConfig) -> Path:
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     cache = VolumeCache(config.data)
-    saved = state_to_resume(config)
+    saved = state_to_resume(config, cache)
     train = config.train
     fabric = Fabric(
         accelerator=train.accelerator,
@@ -128,7 +131,7 @@ class _Run:
             self.step, train.steps, train.batch_size, fabric.global_rank, fabric.world_size
         )
         losses = LossWatch(fabric, self.case_ids)
-        for batch in make_loader(self.dataset, batches, train.workers):
+        for batch in self._read(batches, asked_to_stop):
             losses.add(self._training_step(batch.to(fabric.device)), batch)
             self.step += 1
             last = self.step == train.steps
@@ -145,9 +148,29 @@ class _Run:
                 losses.check()
                 self._save(LAST)
             if stop and not last:
-                self.record.say(f"stopped after step {self.step}; `--resume` goes on from here")
+                self._say_stopped()
                 raise KeyboardInterrupt
             self.record.show(self.step)
+
+    def _read(self, numbers: GlobalBatches, asked_to_stop: threading.Event) -> Iterator[Batch]:
+        with shielded_children():
+            batches = iter(make_loader(self.dataset, numbers, self.config.train.workers))
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                # Whoever asked to stop may have ended the reading processes as well; the last step is whole.
+                if not asked_to_stop.is_set():
+                    raise
+                self._save(LAST)
+                self._say_stopped()
+                raise KeyboardInterrupt from error
+            yield batch
+
+    def _say_stopped(self) -> None:
+        self.record.say(f"stopped after step {self.step}; `--resume` goes on from here")
 
     def _training_step(self, batch: Batch) -> torch.Tensor:
         step, steps = self.step, self.config.train.steps

@@ -18,10 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import pgl
 from pgl.atomic import write_json, write_text
-
-METRICS, LOG, ENVIRONMENT, CONFIG, TENSORBOARD = (
-    "metrics.jsonl", "log.txt", "environment.json", "config.yaml", "tensorboard",
-)  # fmt: skip
+from pgl.run_folder import CONFIG, ENVIRONMENT, LOG, METRICS, TENSORBOARD
 
 
 class RunRecord:

@@ -8,11 +8,13 @@ from typing import Any
 from torch.optim import Optimizer
 
 import pgl
-from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
+from pgl.cache import VolumeCache
+from pgl.checkpoint import BEST, LAST, checkpoint_path, load_checkpoint
 from pgl.config import PretrainConfig, to_plain
+from pgl.contexts import split_cases
 from pgl.method import PGL
 from pgl.networks import describe
-from pgl.record import METRICS
+from pgl.run_folder import METRICS, cases_of, refuse_what_is_no_run, steps_measured
 
 # Settings that a resumed run may change: they move the work elsewhere without changing what is computed.
 _FREE_SETTINGS = {
@@ -52,12 +54,16 @@ def restore(method: PGL, optimizer: Optimizer, saved: dict[str, Any]) -> None:
     optimizer.load_state_dict(saved["optimizer"])
 
 
-def state_to_resume(config: PretrainConfig) -> dict[str, Any] | None:
+def state_to_resume(config: PretrainConfig, cache: VolumeCache) -> dict[str, Any] | None:
     """The last checkpoint of the run to resume, or None for one that starts at step 0.
 
+    A run that was stopped before its first step was done starts at step 0, too.
+
     Raises:
-        FileExistsError: the output holds something and ``resume`` is not set.
-        ValueError: the settings differ from those of the run, or its checkpoint is damaged.
+        FileExistsError: the output holds something and ``resume`` is not set, or it is set and the output
+            is no run.
+        FileNotFoundError: there is nothing to resume, or the run's ``last.pt`` is lost.
+        ValueError: the settings or the cache differ from those of the run, or its checkpoint is damaged.
     """
     folder = Path(config.output)
     last = checkpoint_path(folder, LAST)
@@ -69,6 +75,14 @@ def state_to_resume(config: PretrainConfig) -> dict[str, Any] | None:
             )
         return None
     if not last.exists():
+        refuse_what_is_no_run(folder)
+        step = steps_measured(folder)
+        if step or checkpoint_path(folder, BEST).exists():
+            raise FileNotFoundError(
+                f"{last} is lost, or the run was killed before it was first written (after "
+                f"train.checkpoint_every steps): the run in {folder}, which reached step {step}, cannot be "
+                "resumed; restore last.pt from a copy, or start a new run with another --output"
+            )
         return None
     saved = load_checkpoint(last)
     then, now = _flat(saved["config"]), _flat(to_plain(config))
@@ -81,7 +95,38 @@ def state_to_resume(config: PretrainConfig) -> dict[str, Any] | None:
             f"--resume: {', '.join(changed)} differ from the run in {folder} ({key} was {then.get(key)}, now "
             f"{now.get(key)}); give --config {folder / 'config.yaml'}, or another --output for a new run"
         )
+    _refuse_another_cache(config, cache, saved)
     return saved
+
+
+def _refuse_another_cache(config: PretrainConfig, cache: VolumeCache, saved: dict[str, Any]) -> None:
+    differences = []
+    then_mm, now_mm = tuple(saved["spacing_mm"]), tuple(cache.spacing_mm)
+    if then_mm != now_mm:
+        differences.append(f"spacing_mm was {then_mm}, now {now_mm}")
+    ids = [case.case_id for case in cache.cases]
+    sides = split_cases(ids, config.validation.fraction, config.seed)
+    before = cases_of(Path(config.output))
+    after = {
+        side: [ids[i] for i in numbers]
+        for side, numbers in zip(("training", "validation"), sides, strict=True)
+    }
+    if before != after:
+        old = {name for names in before.values() for name in names}
+        changes = {"added": sorted(set(ids) - old), "removed": sorted(old - set(ids))}
+        told = [f"cases {how}: {_listed(names)}" for how, names in changes.items() if names]
+        differences += told or ["the order or the split of the cases changed"]
+    if differences:
+        raise ValueError(
+            f"--resume: the cache {config.data} differs from that of the run in {config.output} "
+            f"({'; '.join(differences)}); give the run's own cache with --data, or another --output for a "
+            "new run"
+        )
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:

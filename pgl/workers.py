@@ -89,7 +89,7 @@ class _Worker:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
-            "BLOSC_NTHREADS": str(threads),
+            "BLOSC_NTHREADS": "1",  # it overrides the cache's own setting, which makes its files reproducible
         }
         self.process = subprocess.Popen(
             [sys.executable, "-c", f"from pgl.workers import _serve; _serve({theirs.fileno()})"],

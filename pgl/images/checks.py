@@ -130,7 +130,7 @@ def check_intensities(values: np.ndarray) -> None:
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = int(values.size - np.isfinite(values).sum())
-        raise RejectedImage(f"{bad} voxels are NaN or infinite")
+        raise RejectedImage(not_finite_reason(bad))
     seen = f"values from {low:g} to {high:g}"
     flat = values.reshape(-1)
     sample = flat[:: max(1, flat.size // SAMPLED_VOXELS) | 1]
@@ -170,6 +170,11 @@ def check_intensities(values: np.ndarray) -> None:
         raise RejectedImage(
             f"not HU: {seen}, and {100 * part(METAL_HU, math.inf):.2g} % are above {METAL_HU:g}"
         )
+
+
+def not_finite_reason(count: int) -> str:
+    """What is said of an image in which ``count`` voxels are NaN or infinite."""
+    return f"{count} {'voxel is' if count == 1 else 'voxels are'} NaN or infinite"
 
 
 def _spatial_part(direction: Sequence[float]) -> np.ndarray:

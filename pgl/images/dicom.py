@@ -23,6 +23,7 @@ from pgl.images.native import capture_native_output, reader_message, safe_path
 
 SOP_CLASS, MODALITY, SERIES_UID = "0008|0016", "0008|0060", "0020|000e"
 POSITION, ORIENTATION, GANTRY_TILT = "0020|0032", "0020|0037", "0018|1120"
+PIXEL_SPACING, IMAGER_PIXEL_SPACING = "0028|0030", "0018|1164"
 
 # Objects that lie beside CT in most archives and hold no CT: their SOP class UIDs begin with these.
 NOT_CT_IMAGES = {
@@ -50,7 +51,7 @@ class SliceHeader:
         series_uid: SeriesInstanceUID, "" where missing.
         modality: "CT", "MR", …; "" where missing.
         size_xyz: columns, rows, frames.
-        spacing_xy_mm: distance of columns, of rows.
+        spacing_xy_mm: distance of columns, of rows, from PixelSpacing or else ImagerPixelSpacing; or None.
         components: values per pixel.
         position_mm: ImagePositionPatient (x, y, z), or None.
         orientation: ImageOrientationPatient (direction of a row, direction of a column), or None.
@@ -61,7 +62,7 @@ class SliceHeader:
     series_uid: str
     modality: str
     size_xyz: tuple[int, int, int]
-    spacing_xy_mm: tuple[float, float]
+    spacing_xy_mm: tuple[float, float] | None
     components: int
     position_mm: tuple[float, float, float] | None
     orientation: tuple[float, ...] | None
@@ -80,7 +81,12 @@ class SliceHeader:
         return (
             (os.path.dirname(self.path), self.series_uid, self.size_xyz, self.components)
             == (os.path.dirname(other.path), other.series_uid, other.size_xyz, other.components)
-            and np.allclose(self.spacing_xy_mm, other.spacing_xy_mm, rtol=0, atol=SAME_SPACING_MM)
+            and (
+                # A slice without a spacing stays in its series, which is then rejected as a whole.
+                self.spacing_xy_mm is None
+                or other.spacing_xy_mm is None
+                or np.allclose(self.spacing_xy_mm, other.spacing_xy_mm, rtol=0, atol=SAME_SPACING_MM)
+            )
             and parallel
         )
 
@@ -140,7 +146,8 @@ def order_slices(headers: Sequence[SliceHeader], tolerance: float) -> tuple[list
         The slices in order of growing position along the normal (row x column), and their spacing in mm.
 
     Raises:
-        RejectedImage: missing positions, slices at one place, uneven gaps (a missing slice), gantry tilt.
+        RejectedImage: missing positions or pixel spacing, slices at one place, uneven gaps (a missing slice),
+            gantry tilt.
     """
     first = headers[0]
     nowhere = next((h for h in headers if h.position_mm is None or h.orientation is None), None)
@@ -178,7 +185,7 @@ def order_slices(headers: Sequence[SliceHeader], tolerance: float) -> tuple[list
         )
     drift = positions - positions[0] - (along - along[0])[:, None] * normal
     sideways = float(np.linalg.norm(drift, axis=1).max())
-    if sideways > TILT_PIXELS * min(first.spacing_xy_mm):
+    if sideways > TILT_PIXELS * min(_pixel_spacing(headers)):
         angle = math.degrees(math.atan2(sideways, float(along[-1] - along[0])))
         problems.append(
             f"gantry tilt: the slices are shifted sideways, {angle:.1f} degrees against their normal "
@@ -216,9 +223,10 @@ def read_series(headers: Sequence[SliceHeader], limits: Limits) -> tuple[sitk.Im
         raise RejectedImage(f"{first.components} values per pixel (RGB or vectors); CT has one")
     if len(headers) == 1:
         raise RejectedImage(f"2D image: a single DICOM slice of {columns}x{rows} pixels")
+    pixel_spacing = _pixel_spacing(headers)
     ordered, slice_spacing = order_slices(headers, limits.slice_tolerance)
     direction = _axes(first)
-    spacing = (*first.spacing_xy_mm, slice_spacing)
+    spacing = (*pixel_spacing, slice_spacing)
     origin = ordered[0].position_mm
     assert origin is not None
     grid = check_geometry(
@@ -229,6 +237,18 @@ def read_series(headers: Sequence[SliceHeader], limits: Limits) -> tuple[sitk.Im
     image.SetOrigin(origin)
     image.SetDirection(direction.ravel())
     return image, grid
+
+
+def _pixel_spacing(headers: Sequence[SliceHeader]) -> tuple[float, float]:
+    for header in headers:
+        if header.spacing_xy_mm is None:
+            raise RejectedImage(
+                f"no PixelSpacing in {header.name}, nor an ImagerPixelSpacing, so the size of its pixels "
+                "cannot be known"
+            )
+    spacing = headers[0].spacing_xy_mm
+    assert spacing is not None
+    return spacing
 
 
 def _axes(header: SliceHeader) -> np.ndarray:
@@ -271,12 +291,14 @@ def _read_header(path: str) -> SliceHeader:
 
     columns, rows, *frames = reader.GetSize()
     tilt = _numbers(tag(GANTRY_TILT), 1)
+    # The reader's own spacing is 1 mm where the tag is missing. The tag holds the rows' distance first.
+    spacing = _numbers(tag(PIXEL_SPACING), 2) or _numbers(tag(IMAGER_PIXEL_SPACING), 2)
     return SliceHeader(
         path=path,
         series_uid=tag(SERIES_UID),
         modality=tag(MODALITY),
         size_xyz=(columns, rows, math.prod(frames)),
-        spacing_xy_mm=reader.GetSpacing()[:2],
+        spacing_xy_mm=spacing and spacing[::-1],
         components=reader.GetNumberOfComponents(),
         position_mm=_numbers(tag(POSITION), 3),
         orientation=_numbers(tag(ORIENTATION), 6),

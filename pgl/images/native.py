@@ -67,9 +67,8 @@ def safe_path(path: str) -> Iterator[str]:
     """A path under which native readers read exactly this file.
 
     Two traps, both met: a name that is not valid UTF-8 aborts the process inside SimpleITK; and the NIfTI
-        library,
-    asked for ``a.nii.gz``, takes the voxels from ``a.nii`` where both exist. A link in an empty folder avoids
-    both.
+    library, asked for ``a.nii.gz``, takes the voxels from ``a.nii`` where both exist. A link in an empty
+    folder avoids both.
     """
     lower = path.lower()
     needs_link = lower.endswith((".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".hdr.gz")) or not _is_utf8(

@@ -17,7 +17,7 @@ from collections.abc import Generator
 
 import numpy as np
 
-from pgl.images.checks import Limits, RejectedImage
+from pgl.images.checks import Limits, RejectedImage, not_finite_reason
 from pgl.images.native import split_suffixes
 
 NIFTI_SINGLE = (".nii", ".nii.gz")
@@ -78,6 +78,11 @@ def _image_of_pair(header: str) -> str:
 
 
 def _check_nifti(header_path: str, image_path: str, limits: Limits) -> None:
+    for path in (header_path, image_path):
+        # SimpleITK goes by the name: such a file is refused, or its compressed bytes are taken for voxels.
+        if _is_gzip(path) and not path.lower().endswith(".gz"):
+            name = os.path.basename(path)
+            raise RejectedImage(f"{name} is gzip-compressed but not named so; rename it to {name}.gz")
     pieces = _pieces(header_path)
     header = _NiftiHeader(next(pieces, b""), paired=header_path != image_path)
     pieces.close()
@@ -103,7 +108,7 @@ def _check_nifti(header_path: str, image_path: str, limits: Limits) -> None:
             f"truncated: {header.shown} voxels need {data_end} bytes, the file holds {length} (uncompressed)"
         )
     if not_finite:
-        raise RejectedImage(f"{not_finite} voxels are NaN or infinite")
+        raise RejectedImage(not_finite_reason(not_finite))
 
 
 class _NiftiHeader:
@@ -134,10 +139,13 @@ class _NiftiHeader:
         self.float_type = np.dtype(f"{order}f{NIFTI_FLOATS[datatype]}") if datatype in NIFTI_FLOATS else None
 
 
+def _is_gzip(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == GZIP_MAGIC
+
+
 def _pieces(path: str) -> Generator[bytes, None, None]:
     """The file's content, uncompressed if it is gzip whatever its name, in pieces of up to a MiB."""
-    with open(path, "rb") as probe:
-        compressed = probe.read(2) == GZIP_MAGIC
-    with gzip.open(path, "rb") if compressed else open(path, "rb") as file:
+    with gzip.open(path, "rb") if _is_gzip(path) else open(path, "rb") as file:
         while piece := file.read(PIECE):
             yield piece

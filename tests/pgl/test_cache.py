@@ -188,6 +188,37 @@ def test_the_writer_refuses_foreign_folders_other_spacings_and_bad_names(cache, 
         writer.add("c", volume("a").astype(np.float32))
 
 
+@pytest.mark.parametrize("content", [None, "", '{"format": ', '{"format": "pgl-volume-cache", "version": 1}'])
+def test_a_damaged_or_missing_manifest_is_made_anew_from_the_finished_cases(cache, content):
+    manifest = cache / "manifest.json"
+    whole = manifest.read_text()
+    if content is None:
+        manifest.unlink()
+    else:
+        manifest.write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"pgl prepare.* lists .*anew"):
+        VolumeCache(cache)
+    with pytest.raises(ValueError, match=r"spacing \(3.0, 1.0, 0.5\)"):
+        CacheWriter(cache, (3, 1, 1))
+    assert CacheWriter(cache, (3, 1, 0.5)).rebuilt == 2
+    assert manifest.read_text() == whole
+    assert CacheWriter(cache, (3, 1, 0.5)).rebuilt == 0
+
+
+def test_a_damaged_manifest_without_cases_or_of_another_program_is_left_alone(cache):
+    manifest = cache / "manifest.json"
+    for content in ('{"format": "zip"}', '{"format": "pgl-volume-cache", "version": 2}'):
+        manifest.write_text(content)
+        with pytest.raises(ValueError, match=r"not the manifest of a volume cache|version 2"):
+            CacheWriter(cache, (3, 1, 0.5))
+    manifest.write_text("{")
+    for sidecar in (cache / "cases").glob("*.json"):
+        sidecar.unlink()
+    with pytest.raises(ValueError, match="no finished case is left"):
+        CacheWriter(cache, (3, 1, 0.5))
+    assert manifest.read_text() == "{"
+
+
 def test_what_an_interrupted_run_left_is_not_listed_and_is_cleared_away(cache):
     cases = cache / "cases"
     (cases / ".partial-1234-c.b2nd").write_bytes(b"half")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -103,6 +105,12 @@ def test_every_command_has_help(name, capsys):
         (["prepare", "--output", "cache"], "pgl prepare: missing SOURCE"),
         (["prepare", "a", "--output", "b", "--spacing_mm", "3,1"], "pgl prepare: --spacing_mm"),
         (["prepare", "a", "--output", "b", "--spacing_mm", "3,-1,1"], "pgl prepare: spacing_mm must be"),
+        (["phantom", "--output", "x", "--size", "24", "72", "80"], "--size: expected D,H,W such as 24,72,80"),
+        (["phantom", "--output", "x", "--size", "24,72"], "with commas and no spaces, got 24,72 "),
+        (["pretrain", "--data", "x", "--views.crop_scale", "3"], "expected LOW,HIGH such as 0.5,1.5"),
+        (["phantom", "--outpu", "x"], "pgl phantom: "),
+        (["phantom", "--output", "x", "--cas", "3"], "unrecognized arguments: --cas"),
+        (["pretrain", "--data", "d", "--output", "x", "--resum"], "unrecognized arguments: --resum"),
         (["pretrain", "--output", "run"], "pgl pretrain: missing --data"),
         (["pretrain", "--train.steps", "many"], "pgl pretrain: --train.steps"),
         (["pretrain", "--train.stepz", "3"], "--train.stepz"),
@@ -256,6 +264,26 @@ def test_resume_finds_the_runs_own_settings(run):
     before = (run / "metrics.jsonl").read_text()
     assert main(["pretrain", "--output", str(run), "--resume"]) == 0
     assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_resume_without_a_run_is_refused_in_one_line(tmp_path, capsys):
+    assert main(["pretrain", "--output", str(tmp_path / "typo"), "--resume"]) == 1
+    assert error_line(capsys) == f"pgl pretrain: no run at {tmp_path / 'typo'} to resume; leave --resume out"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(run, tmp_path, capsys, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    for name in ("last.pt", "best.pt"):
+        (tmp_path / "run" / "checkpoints" / name).unlink()
+    monkeypatch.setattr(torch, "save", full)
+    assert main(["pretrain", "--output", str(tmp_path / "run"), "--resume"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("pgl pretrain: cannot write ") and "initial.pt: No space left on device" in line
 
 
 def test_a_run_is_not_overwritten(run, cache, settings, capsys):

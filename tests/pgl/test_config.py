@@ -72,6 +72,18 @@ def test_an_unknown_key_is_refused_by_name():
         ("optimizer", {"learning_rate": 0.0}, r"optimizer\.learning_rate must be positive"),
         ("optimizer", {"warmup_steps": 4}, r"optimizer\.warmup_steps must lie in \[0, train\.steps=4\)"),
         ("train", {"steps": 0}, r"train\.steps must be at least 1"),
+        ("train", {"workers": -1}, r"train\.workers must be at least 0, got -1"),
+        ("train", {"threads": -2}, r"train\.threads must be at least 0"),
+        ("train", {"accelerator": "abacus"}, r"train\.accelerator must be one of auto, cpu, cuda, gpu"),
+        ("train", {"precision": "8"}, r"train\.precision must be one of 32-true"),
+        ("train", {"devices": 0}, r"train\.devices must be auto"),
+        ("train", {"devices": "all"}, r"train\.devices must be auto"),
+        ("train", {"num_nodes": 0}, r"train\.num_nodes must be at least 1"),
+        ("encoder", {"input_channels": 2}, r"encoder\.input_channels must be 1, got 2"),
+        ("optimizer", {"momentum": 1.0}, r"optimizer\.momentum must lie in \[0, 1\)"),
+        ("optimizer", {"warmup_steps": 9}, r"lower optimizer\.warmup_steps or raise train\.steps"),
+        ("method", {"sampling_ratio": 0}, r"method\.sampling_ratio must be -1 .* or at least 1, got 0"),
+        ("intensity", {"clip_hu": (50, 50)}, r"intensity\.clip_hu must be two different"),
         ("validation", {"pairs": 0}, r"validation\.pairs"),
         ("validation", {"fraction": 1.0}, r"validation\.fraction must lie in"),
     ],
@@ -79,3 +91,13 @@ def test_an_unknown_key_is_refused_by_name():
 def test_settings_that_cannot_work_are_refused_by_name(section, values, words):
     with pytest.raises(ValueError, match=words):
         check(changed(section, **values))
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        check(replace(config(), seed=-1))
+
+
+@pytest.mark.parametrize("devices", ["auto", -1, 1, 4, "2", "0,2", "1,"])
+def test_ways_to_name_devices_are_accepted(devices):
+    check(changed("train", devices=devices, precision="bf16-mixed", accelerator="gpu"))

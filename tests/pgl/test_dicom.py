@@ -103,6 +103,42 @@ def test_other_modalities_single_slices_and_missing_positions_are_rejected(tmp_p
         order_slices(headers, 0.1)
 
 
+PIXEL_SPACING = b"\x28\x00\x30\x00"  # tag (0028,0030), written without a VR
+
+
+def hide_pixel_spacing(path: Path, imager: bytes = b"") -> None:
+    """Take PixelSpacing out of a slice, and give it an ImagerPixelSpacing."""
+    content = path.read_bytes()
+    at = content.index(PIXEL_SPACING)
+    length = int.from_bytes(content[at + 4 : at + 8], "little")
+    content = content[:at] + content[at + 8 + length :]
+    group_20 = content.index(b"\x20\x00\x0d\x00")
+    element = b"\x18\x00\x64\x11" + len(imager).to_bytes(4, "little") + imager if imager else b""
+    path.write_bytes(content[:group_20] + element + content[group_20:])
+
+
+@pytest.mark.parametrize("lacking_it", [[0], [7], [15], range(16)])
+def test_a_series_with_a_slice_without_pixel_spacing_is_rejected_whole(tmp_path, lacking_it):
+    paths = write_series(tmp_path, spacing_xyz=(1.0, 1.0, 3.0))
+    for index in lacking_it:
+        hide_pixel_spacing(paths[index])
+    [stack] = group_slices(headers_of(paths))
+    assert len(stack) == 16
+    with pytest.raises(RejectedImage, match=r"^no PixelSpacing in IM\d+\.dcm"):
+        read_series(stack, LIMITS)
+
+
+def test_pixel_spacing_is_that_of_rows_first_and_else_the_imagers(tmp_path):
+    paths = write_series(tmp_path, spacing_xyz=(0.75, 1.5, 3.0))
+    for path in paths:
+        hide_pixel_spacing(path, imager=b"1.5\\0.75")
+    image, _ = read_series(headers_of(paths), LIMITS)
+    np.testing.assert_allclose(image.GetSpacing(), (0.75, 1.5, 3.0), atol=1e-5)
+    paths = write_series(tmp_path / "plain", spacing_xyz=(0.75, 1.5, 3.0))
+    image, _ = read_series(headers_of(paths), LIMITS)
+    np.testing.assert_allclose(image.GetSpacing(), (0.75, 1.5, 3.0), atol=1e-5)
+
+
 def test_series_and_scouts_in_one_folder_are_told_apart(tmp_path):
     first = write_series(tmp_path / "mixed", series=1)
     moved = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -158,7 +159,9 @@ def raw_pickle(content: object, path: Path) -> None:
 @pytest.mark.parametrize("write", [torch.save, raw_pickle])
 def test_code_in_a_file_is_refused_and_not_run(tmp_path, write):
     write({"format": "pgl-encoder", "network": Malicious(tmp_path / "made")}, tmp_path / "encoder.pt")
-    with pytest.raises(ValueError, match=r"encoder\.pt calls \w+\.mkdir"):
+    with pytest.raises(
+        ValueError, match=r"encoder\.pt cannot be read as an exported encoder: it calls \w+\.mkdir"
+    ):
         load_encoder(tmp_path / "encoder.pt")
     assert not (tmp_path / "made").exists()
 
@@ -177,6 +180,13 @@ def test_a_damaged_file_is_refused(exported, tmp_path, content, message):
     path.write_bytes(exported.read_bytes()[:-2000] if content is None else content)
     with pytest.raises(ValueError, match=message):
         load_encoder(path)
+
+
+def test_a_run_without_its_first_last_checkpoint_says_when_it_comes(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    checkpoint_path(tmp_path / "run", LAST).unlink()
+    with pytest.raises(FileNotFoundError, match=r"not written last\.pt yet \(train\.checkpoint_every = 2\)"):
+        export_encoder(tmp_path / "run", tmp_path / "e.pt")
 
 
 def test_a_checkpoint_is_no_exported_encoder(run):

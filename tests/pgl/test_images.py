@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import struct
 
@@ -108,6 +109,15 @@ def test_files_with_odd_names_are_read(tmp_path, name):
     np.testing.assert_array_equal(read(odd), body())
 
 
+def test_a_compressed_nifti_that_is_not_named_so_is_to_be_renamed(tmp_path):
+    write(tmp_path / "a.nii.gz").rename(tmp_path / "a.nii")
+    assert rejection(tmp_path / "a.nii") == "a.nii is gzip-compressed but not named so; rename it to a.nii.gz"
+    pair = write(tmp_path / "b.hdr")
+    voxels = tmp_path / "b.img"
+    voxels.write_bytes(gzip.compress(voxels.read_bytes()))
+    assert rejection(pair) == "b.img is gzip-compressed but not named so; rename it to b.img.gz"
+
+
 def test_images_that_are_not_3d_scalar_are_rejected(tmp_path):
     ct = to_image(body())
     sitk.WriteImage(sitk.JoinSeries([ct, ct]), str(tmp_path / "four.nii.gz"))
@@ -199,7 +209,7 @@ def test_a_single_voxel_that_is_not_finite_is_found_in_any_format(tmp_path, suff
     hu = body((40, 90, 100)).astype(np.float32)  # more than one piece of a MiB
     hu[-1, -1, -1] = value
     path = write(tmp_path / f"a{suffix}", hu)
-    with pytest.raises(RejectedImage, match="1 voxels are NaN or infinite"):
+    with pytest.raises(RejectedImage, match=r"^1 voxel is NaN or infinite"):
         check_intensities(read(path))
     hu[-1, -1, -1] = 0
     check_intensities(read(write(path, hu)))

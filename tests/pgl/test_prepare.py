@@ -50,6 +50,7 @@ def write_bad_files(folder: Path) -> dict[str, str]:
     sitk.WriteImage(sitk.Compose([ct, ct, ct]), str(folder / "rgb.nrrd"))
     write(folder / "nan.nii.gz", np.where(body() > 720, np.nan, body()).astype(np.float32))
     write(folder / "small.nii.gz", body((5, 40, 48)))
+    write(folder / "crop.nii.gz", body()[:5, 18:23, 22:27])  # has no air either
     write(folder / "a_seg.nii.gz", (body() > 0).astype(np.uint8))
     write(folder / "offset.nrrd", (body() + 1024).astype(np.uint16))
     write(folder / "thick.nrrd", spacing_xyz=(2.0, 2.0, 50.0))
@@ -70,6 +71,7 @@ def write_bad_files(folder: Path) -> dict[str, str]:
         "rgb.nrrd": "3 values per voxel",
         "nan.nii.gz": "NaN or infinite",
         "small.nii.gz": "too small: 5x40x48 voxels",
+        "crop.nii.gz": "too small: 5x5x5 voxels",
         "a_seg.nii.gz": "label map",
         "offset.nrrd": "rescale intercept",
         "thick.nrrd": "spacing 2x2x50 mm",
@@ -115,6 +117,7 @@ def test_good_files_are_cached_and_each_bad_one_is_named_with_its_reason(tmp_pat
         ]
 
     shown = terminal.getvalue()
+    assert "5 accepted" in shown.rstrip("\n").split("\n")[-1]  # nothing comes after the summary
     assert all(name in shown for name in bad)
     assert "\x1b[2J" not in shown
     assert "evil\\x1b[2J\\n.nii" in shown
@@ -300,8 +303,34 @@ def test_a_file_that_crashes_the_reader_costs_only_itself(tmp_path, monkeypatch)
 def test_a_full_disk_stops_the_run_and_blames_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(pgl.prepare, "prepare_case", ct_files.failing_prepare_case)
     write(tmp_path / "in" / "a.nrrd")
-    with pytest.raises(RuntimeError, match=r"could not write a-.* No space left"):
+    with pytest.raises(RuntimeError, match=r"could not write a-.* No space left.*\(disk full\? .* GiB free"):
         run([tmp_path / "in"], tmp_path / "cache")
+
+
+def test_one_and_two_workers_write_the_same_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("pgl.workers.usable_cores", lambda: 8)
+    for seed in range(3):
+        write(tmp_path / "in" / f"{seed}.nrrd", body((33, 200, 260), seed))
+    checksums = []
+    for workers in (1, 2):
+        run([tmp_path / "in"], tmp_path / f"cache{workers}", workers=workers)
+        checksums.append([case.sha256 for case in VolumeCache(tmp_path / f"cache{workers}").cases])
+    assert len(set(checksums[0])) == 3
+    assert checksums[0] == checksums[1]
+
+
+def test_a_cache_whose_manifest_is_damaged_is_mended_by_the_next_run(tmp_path):
+    for seed in range(2):
+        write(tmp_path / "in" / f"{seed}.nrrd", body(seed=seed))
+    run([tmp_path / "in"], tmp_path / "cache")
+    manifest = tmp_path / "cache" / "manifest.json"
+    whole = manifest.read_text()
+    manifest.write_text(whole[: len(whole) // 2])
+    terminal = io.StringIO()
+    report = run([tmp_path / "in"], tmp_path / "cache", terminal)
+    assert "manifest.json was damaged or missing; made anew from 2 finished cases" in terminal.getvalue()
+    assert {entry.reason for entry in report.accepted} == {"unchanged since it was cached"}
+    assert manifest.read_text() == whole
 
 
 def test_wrong_arguments_are_explained(tmp_path):
@@ -354,7 +383,7 @@ EXPECTED_ORGANS = {
     "cip_chest64_seg.nrrd": "label map",
     "ts_crop3mm_seg.nii.gz": "label map",
     "ts_dicom20": "too small: 13x500x500",
-    "ts_dicom20_seg.nii.gz": "label map",
+    "ts_dicom20_seg.nii.gz": "too small: 13x500x500",  # the size is looked at first
     "ts_trunk3mm_seg.nii.gz": "label map",
 }
 

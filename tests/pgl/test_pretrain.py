@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 import yaml
 
 from pgl import pretrain as module
+from pgl.cache import CacheWriter
 from pgl.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
 from pgl.config import from_plain, to_plain
 from pgl.networks import build_encoder
@@ -165,8 +168,146 @@ def test_resuming_a_finished_run_changes_nothing(finished):
     assert [line["step"] for line in lines(finished, "train")] == [1, 2, 3, 4]
 
 
-def test_resume_with_nothing_there_starts_from_the_beginning(cache, finished, tmp_path):
-    assert_same_weights(pretrain(replace(small_config(cache, tmp_path / "new"), resume=True)), finished)
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_resume_with_nothing_there_is_refused(cache, tmp_path, empty):
+    output = tmp_path / "new"
+    if empty:
+        output.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no run at .*new to resume; leave --resume out"):
+        pretrain(replace(small_config(cache, output), resume=True))
+    assert output.exists() == empty and snapshot(tmp_path) == {}
+
+
+@pytest.mark.parametrize("names", [["thesis.txt"], ["metrics.jsonl"], ["config.yaml", "environment.json"]])
+def test_resume_leaves_a_folder_that_is_no_run_alone(cache, tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text('{"irreplaceable": 1}')
+    before = snapshot(tmp_path)
+    with pytest.raises((FileExistsError, ValueError), match=r"no run of `pgl pretrain`|of another program"):
+        pretrain(replace(small_config(cache, tmp_path), resume=True))
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("left", ["best.pt", "metrics.jsonl"])
+def test_a_lost_last_checkpoint_is_named_and_the_rest_kept(cache, finished, tmp_path, left):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    checkpoint_path(run, LAST).unlink()
+    (run / "metrics.jsonl" if left == "best.pt" else checkpoint_path(run, BEST)).unlink()
+    before = snapshot(run)
+    with pytest.raises(FileNotFoundError, match=r"last\.pt is lost"):
+        pretrain(replace(small_config(cache, run), resume=True))
+    assert snapshot(run) == before
+
+
+def test_a_run_stopped_before_its_first_step_resumes_from_the_start(cache, finished, tmp_path, monkeypatch):
+    config = small_config(cache, tmp_path / "run")
+    interrupt_after(monkeypatch, 0, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pretrain(config)
+    monkeypatch.undo()
+    assert_same_weights(pretrain(replace(config, resume=True)), finished)
+
+
+def copied(finished: Path, tmp_path: Path, data: Path):
+    shutil.copytree(finished, tmp_path / "run")
+    return replace(small_config(data, tmp_path / "run"), resume=True)
+
+
+def test_resuming_with_other_cases_names_them(finished, tmp_path):
+    names = ["case0", "case1", "case2", "case3", "late"]
+    other = make_cache(tmp_path / "other", {name: blobs(seed=i) for i, name in enumerate(names)})
+    config = copied(finished, tmp_path, other)
+    before = snapshot(config.output)
+    with pytest.raises(ValueError, match="cases added: late; cases removed: case4"):
+        pretrain(config)
+    assert snapshot(config.output) == before
+
+
+def test_resuming_with_another_spacing_names_both(finished, tmp_path):
+    writer = CacheWriter(tmp_path / "other", (3.0, 2.0, 2.0))
+    for i in range(5):
+        writer.add(f"case{i}", blobs(seed=i))
+    writer.finish()
+    with pytest.raises(ValueError, match=r"spacing_mm was \(3.0, 1.0, 1.0\), now \(3.0, 2.0, 2.0\)"):
+        pretrain(copied(finished, tmp_path, tmp_path / "other"))
+
+
+def test_a_copy_of_the_cache_is_the_same_cache(cache, finished, tmp_path):
+    shutil.copytree(cache, tmp_path / "moved")
+    config = copied(finished, tmp_path, tmp_path / "moved")
+    assert_same_weights(pretrain(config), finished)
+
+
+ENDLESS = """
+import sys
+from pathlib import Path
+
+import yaml
+
+from pgl.config import from_plain
+from pgl.pretrain import pretrain
+
+if __name__ == "__main__":
+    try:
+        pretrain(from_plain(yaml.safe_load(Path(sys.argv[1]).read_text("utf-8"))))
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_to_a_run_with_reading_processes_saves_and_exits_130(cache, tmp_path, number):
+    config = small_config(cache, tmp_path / "run", steps=1_000_000)
+    config.train.workers, config.train.checkpoint_every = 1, 1_000_000
+    config.validation.every = 1_000_000
+    script, settings = tmp_path / "endless.py", tmp_path / "config.yaml"
+    script.write_text(ENDLESS, "utf-8")
+    settings.write_text(yaml.safe_dump(to_plain(config)), "utf-8")
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(settings)],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(module.__file__).parents[1])},
+    )
+    try:
+        metrics, deadline = config.output / "metrics.jsonl", time.monotonic() + 60
+        while not (metrics.exists() and '"train"' in metrics.read_text("utf-8")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        told = process.communicate(timeout=30)[1].decode()
+        assert process.returncode == 130
+        assert "Traceback" not in told
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    step = load_checkpoint(checkpoint_path(config.output, LAST))["step"]
+    assert step >= 1 and lines(config.output, "train")[-1]["step"] == step
+
+
+def test_a_reader_that_fails_after_a_stop_was_asked_does_not_cost_the_last_step(cache, tmp_path, monkeypatch):
+    config = small_config(cache, tmp_path / "run")
+
+    def broken_loader(*_):
+        loader = original(*_)
+        for number, batch in enumerate(loader):
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                raise RuntimeError("a reading process was killed")
+            yield batch
+
+    original = module.make_loader
+    monkeypatch.setattr(module, "make_loader", broken_loader)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config)
+    assert load_checkpoint(checkpoint_path(config.output, LAST))["step"] == 1
 
 
 def test_resuming_with_other_settings_names_them(finished, cache):

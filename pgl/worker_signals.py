@@ -1,0 +1,42 @@
+"""Signals to the whole process group, such as Ctrl-C, are for the training process alone.
+
+A reading process that died of one would take the step in progress, and so ``last.pt``, with it.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from types import FrameType
+
+
+@contextmanager
+def shielded_children() -> Iterator[None]:
+    """Processes started inside begin with SIGINT and SIGTERM blocked; what comes meanwhile is not lost."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Its first start unblocks both signals.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def survive_one_sigterm(worker: int) -> None:
+    """For the start of a reading process: SIGINT is ignored, and the second SIGTERM ends it.
+
+    The first is the one sent to the whole group; its parent must still be able to end it.
+    """
+
+    def survive(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, survive)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})

@@ -1,0 +1,47 @@
+"""Reading processes outlive a signal to the whole process group, and can still be ended."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+
+from pgl.config import AugmentSettings
+from pgl.contexts import ContextDataset, GlobalBatches, make_loader
+from pgl.worker_signals import shielded_children
+
+from .training_data import SMALL_VIEWS, small_cache
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+
+
+def test_batches_keep_coming_after_signals_and_a_second_sigterm_ends_the_reader(tmp_path):
+    dataset = ContextDataset(small_cache(tmp_path / "cache"), [0, 1], SMALL_VIEWS, AugmentSettings(), 0)
+    before = set(multiprocessing.active_children())
+    with shielded_children():
+        batches = iter(make_loader(dataset, GlobalBatches(0, 60, 2), 1))
+    (reader,) = set(multiprocessing.active_children()) - before
+    # At once, while it is still starting, and again in the midst of its work.
+    os.kill(reader.pid, signal.SIGINT)
+    next(batches)
+    os.kill(reader.pid, signal.SIGINT)
+    os.kill(reader.pid, signal.SIGTERM)
+    assert sum(1 for _ in batches) == 59
+    assert reader.is_alive()
+    reader.terminate()
+    reader.join(10)
+    assert not reader.is_alive()
+
+
+def test_the_parent_misses_no_signal_meanwhile():
+    came = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        with shielded_children():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert came == [signal.SIGINT]
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        signal.signal(signal.SIGINT, before)
