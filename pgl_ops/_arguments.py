@@ -111,7 +111,7 @@ def as_triple(name: str, value: object, kind: type) -> list:
             raise TypeError(f"{name} must be {wanted} or three of them, got {describe(value)}")
         if kind is int and not -_LARGEST_INTEGER <= item <= _LARGEST_INTEGER:  # type: ignore[operator]
             raise ValueError(f"{name} must lie within ±(2^31 − 1), got {describe(value)}")
-        return kind(item) if kind is int else as_float(item)
+        return int(item) if kind is int else as_float(item)  # type: ignore[call-overload]
 
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != 3:
