@@ -89,7 +89,7 @@ def main() -> int:
     record = {"header": _header(), "parts": [asdict(p) for p in parts]}
     (folder / "gpu-check.json").write_text(json.dumps(record, indent=1) + "\n")
     table = _table(record)
-    (folder / "gpu-check.txt").write_text(table + "\n")
+    (folder / "gpu-check.txt").write_text(table + "\n", encoding="utf-8")
     print(f"\n{table}\n\nwritten: {folder / 'gpu-check.json'}, {folder / 'gpu-check.txt'}")
     return 1 if any(p.status == "failed" for p in parts) else 0
 

@@ -31,20 +31,22 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("curves.png", "features.png", "views.png"):
         shutil.copyfile(pictures[name], options.output / name)
     shutil.copyfile(options.run / "metrics.jsonl", options.output / "metrics.jsonl")
-    settings = (options.run / "config.yaml").read_text().splitlines(keepends=True)
+    settings = (options.run / "config.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
     places = ("data:", "output:")  # folders of one machine
     kept = [line for line in settings if not line.startswith(places)]
-    (options.output / "config.yaml").write_text("".join(kept))
+    (options.output / "config.yaml").write_text("".join(kept), encoding="utf-8")
     text = page(options.run, options.title, options.command)
-    (options.output / "README.md").write_text(text + (f"\n{options.note}\n" if options.note else ""))
+    (options.output / "README.md").write_text(
+        text + (f"\n{options.note}\n" if options.note else ""), encoding="utf-8"
+    )
     print(options.output / "README.md")
     return 0
 
 
 def page(run: Path, title: str, commands: list[str]) -> str:
     """The record as Markdown."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    environment = json.loads((run / "environment.json").read_text())
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     measured = [line for line in lines if line["kind"] == "validation"]
     first, last = measured[0], measured[-1]
     start = environment["starts"][-1]

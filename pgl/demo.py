@@ -50,7 +50,7 @@ def _new_run(root: Path) -> Path:
 
 
 def _summary(root: Path, images: Path, run: Path, encoder: Path) -> str:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     accuracy = [line["matching_accuracy"] for line in lines if line["kind"] == "validation"]
     chance = next(line["chance"] for line in lines if line["kind"] == "validation")

@@ -13,7 +13,7 @@ PAGES = ["README.md", "CHANGELOG.md", *sorted(str(p.relative_to(ROOT)) for p in 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_relative_link_and_picture_exists(page: str) -> None:
-    text = (ROOT / page).read_text()
+    text = (ROOT / page).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
     missing = [link for link in links if not ((ROOT / page).parent / link.split("#")[0]).exists()]
     assert not missing
@@ -21,7 +21,7 @@ def test_every_relative_link_and_picture_exists(page: str) -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/ops.md"])
 def test_every_public_op_is_on_the_page(page: str) -> None:
-    text = (ROOT / page).read_text()
+    text = (ROOT / page).read_text(encoding="utf-8")
     names = ["roi_align3d", "aligned_cosine_loss3d"] + (
         ["voxel_cosine_loss", "boxes_from_xyz"] * (page != "README.md")
     )
@@ -29,7 +29,7 @@ def test_every_public_op_is_on_the_page(page: str) -> None:
 
 
 def test_the_readmes_ten_lines_of_ops_run() -> None:
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(import torch, pgl_ops.*?)```", text, re.S)
     assert code is not None
     names: dict = {}
