@@ -66,6 +66,18 @@ inline void check_same_dtype(const char* name, const Tensor& tensor, const Tenso
                  dtype_name(prediction.scalar_type()), ", got ", dtype_name(tensor.scalar_type()));
 }
 
+// What both passes ask of a stored target.
+inline void check_pair(const Tensor& prediction, const Tensor& target) {
+  check_same_shape("target", target, prediction);
+  check_same_dtype("target", target, prediction);
+  check_same_device("target", target, prediction);
+}
+
+// The tensors that a loss op returns.
+struct LossOutputs {
+  Tensor loss, saved, divisor;
+};
+
 // The weights as a contiguous Tensor[N, *spatial] of the type that sums are held in.
 inline std::optional<Tensor> checked_weight(const std::optional<Tensor>& weight, const Tensor& prediction,
                                             const LossShape& shape) {

@@ -35,11 +35,6 @@ double fixed_order_sum(const A* values, int64_t n) {
   return sum;
 }
 
-// The tensors that a loss op returns.
-struct LossOutputs {
-  Tensor loss, saved, divisor;
-};
-
 // Allocates the outputs, has `fill(weight, loss, saved)` compute the weighted loss of each voxel, and
 // reduces. `fill` is called with pointers to the accumulation type.
 template <typename A, typename Fill>

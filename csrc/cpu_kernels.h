@@ -94,8 +94,17 @@ struct AlignedCosine {
   int32_t size[3];  // d, h, w
 };
 
-// Elements of scratch memory for the combined rows of contiguous volumes, `length` elements each.
-constexpr int64_t combined_rows_room(int64_t length) { return 8 * (length + 64); }
+// Combined rows of contiguous volumes in flight: the first is read again only after the last is written,
+// since a load that spans two stores waits until both have reached the cache.
+constexpr int64_t kRowsInFlight = 8;
+
+// Room for a combined row of `length` elements, a zero behind it, and what vector loads and stores reach
+// beyond.
+constexpr int64_t kRowPadding = 33;
+constexpr int64_t padded_row(int64_t length) { return length + kRowPadding; }
+
+// Scratch memory, in elements, for the combined rows in flight.
+constexpr int64_t combined_rows_room(int64_t length) { return kRowsInFlight * padded_row(length); }
 
 // Rows of the aligned target that the fused loss holds at a time: about 512 voxels.
 constexpr int32_t aligned_rows_at_once(int32_t height, int32_t width) {

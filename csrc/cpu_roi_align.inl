@@ -61,10 +61,6 @@ inline void combine(Accumulate<T>* __restrict sum, const T* base, const RowList<
   }
 }
 
-// Combined rows in flight: the first is read again only after the last is written, since a load that spans
-// two stores waits until both have reached the cache.
-constexpr int64_t kRowsInFlight = 8;
-
 // Both steps for the channels [0, n) of source rows that fit one list: row_of(c)[j] (+)= Σ_i weight[i, j] ·
 // sum[index[i, j]], then visit(c).
 template <bool add, typename T, typename RowOf, typename Visit>
@@ -208,7 +204,7 @@ void forward(const RoiForward<T>& args, int64_t k, Range channels, Range planes,
   const auto& roi = args.rois[k];
   const auto& axis_w = roi.axes[2];
   const Volume<Sampled<T>>& out = args.output;
-  A* row = scratch + kRowsInFlight * padded_row(axis_w.source_hi - axis_w.source_lo);
+  A* row = scratch + combined_rows_room(axis_w.source_hi - axis_w.source_lo);
   for (int64_t d = planes.begin; d < planes.end; ++d) {
     for (int32_t h = 0; h < roi.axes[1].count; ++h) {
       Sampled<T>* to = out.data + k * out.stride[0] + d * out.stride[2] + h * out.stride[3];

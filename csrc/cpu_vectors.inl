@@ -9,13 +9,6 @@ namespace pgl_ops {
 namespace PGL_OPS_ISA {
 namespace {
 
-// Elements that a vector load may reach beyond a combined row.
-constexpr int64_t kRowPadding = 33;
-
-// Room for a combined row of `length` elements, a zero behind it, and what vector loads and stores reach
-// beyond.
-constexpr int64_t padded_row(int64_t length) { return length + kRowPadding; }
-
 // sum[i] = (or, if not `first`, +=) Σ_r weight_r · base[offset_r + i].
 template <typename A, typename T>
 inline void combine_plain(A* __restrict sum, const T* base, const int64_t* offset, const A* weight,

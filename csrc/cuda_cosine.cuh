@@ -234,10 +234,6 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 }  // namespace
 
-struct LossOutputs {
-  Tensor loss, saved, divisor;
-};
-
 // Runs the forward pass against `target`; `prediction` must be walkable (cosine_loss.h).
 template <typename T, typename Target>
 LossOutputs run_cosine_forward(const LaunchContext& context, const Tensor& prediction, const Target& target,

@@ -4,12 +4,6 @@
 namespace pgl_ops {
 namespace {
 
-void check_pair(const Tensor& prediction, const Tensor& target) {
-  check_same_shape("target", target, prediction);
-  check_same_dtype("target", target, prediction);
-  check_same_device("target", target, prediction);
-}
-
 // Runs task(sample, voxels) for all voxels.
 template <typename Task>
 void for_each_voxels(const LossShape& shape, Task task) {

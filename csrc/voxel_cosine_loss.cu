@@ -4,12 +4,6 @@
 namespace pgl_ops {
 namespace {
 
-void check_pair(const Tensor& prediction, const Tensor& target) {
-  check_same_shape("target", target, prediction);
-  check_same_dtype("target", target, prediction);
-  check_same_device("target", target, prediction);
-}
-
 std::tuple<Tensor, Tensor, Tensor> voxel_cosine_loss_cuda(Tensor prediction, Tensor target,
                                                           std::optional<Tensor> weight, int64_t reduction,
                                                           double eps, bool save) {
