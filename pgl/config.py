@@ -105,6 +105,8 @@ class MethodSettings:
             choice).
         ema_start: decay of the target network at the first step (our choice, BYOL's cosine schedule).
         ema_end: decay at the last step.
+        crop_prior: the aligner knows the crops and scales of the views (paper; off only in ablations).
+        flip_prior: the aligner knows their mirrors and undoes them (paper; off only in ablations).
     """
 
     feature_level: int = -1
@@ -117,6 +119,8 @@ class MethodSettings:
     output_norm: Literal["none", "batch", "instance"] = "batch"
     ema_start: float = 0.99
     ema_end: float = 1.0
+    crop_prior: bool = True
+    flip_prior: bool = True
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pgl.config import MethodSettings
 from pgl.networks import EncoderSettings, FeatureLevel
-from pgl.views import ViewPairs, align, numbered, scale_of, shared_region
+from pgl.views import ViewPairs, align, assumed, numbered, scale_of
 from pgl_ops import aligned_cosine_loss3d
 
 # GroupNorm's usual number of groups (Wu & He 2018), or the largest one that divides the channels.
@@ -78,6 +78,7 @@ class PGL(nn.Module):
         super().__init__()
         self.aligned_size = settings.aligned_size
         self.sampling_ratio = settings.sampling_ratio
+        self.crop_prior, self.flip_prior = settings.crop_prior, settings.flip_prior
         width = settings.projector_channels
         self.backbone = FeatureLevel(encoder, settings.feature_level)
         self.projector = LocalProjector(
@@ -101,7 +102,7 @@ class PGL(nn.Module):
         Returns:
             Scalar in [0, 4]: the mean over samples, both directions and aligned voxels of ‖p̂ − ẑ‖².
         """
-        regions, flips = pairs.placed(shared_region(pairs.boxes)), pairs.flat_flips()
+        regions, flips = assumed(pairs, self.crop_prior, self.flip_prior)
 
         online = self.projector(self.backbone(views))
         prediction = self.predictor(self.align(online, regions, flips))

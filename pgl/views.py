@@ -171,6 +171,28 @@ def place(region: Tensor, box: Tensor, flips: Tensor, patch_size: Triple) -> Ten
     return torch.cat([torch.where(flips, patch - high, low), torch.where(flips, patch - low, high)], 1)
 
 
+def assumed(pairs: ViewPairs, crop_prior: bool = True, flip_prior: bool = True) -> tuple[Tensor, Tensor]:
+    """What the aligner is told about the views: where the shared region lies, and how they are mirrored.
+
+    Both switches are for ablations, in which the aligner ignores a transform that the views were made with.
+
+    Args:
+        pairs: how the views were really cut.
+        crop_prior: whether it knows their crops and scales; if not, each whole view counts as shared.
+        flip_prior: whether it knows their mirrors; if not, the region is where it is, but is not turned back.
+
+    Returns:
+        Tensor[2B, 6], in voxels of the views, and bool Tensor[2B, 3], both for :func:`align`.
+    """
+    flips = pairs.flat_flips()
+    if crop_prior:
+        regions = pairs.placed(shared_region(pairs.boxes))
+    else:
+        whole = torch.tensor((0, 0, 0, *pairs.patch_size), dtype=torch.float64, device=pairs.boxes.device)
+        regions = whole.expand(len(flips), 6)
+    return regions, flips if flip_prior else torch.zeros_like(flips)
+
+
 def cut(contexts: Tensor, pairs: ViewPairs) -> Tensor:
     """Cut both views out of the blocks in one call: trilinear samples at the centres of the view's voxels.
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional
 
 from pgl.config import MethodSettings
 from pgl.method import PGL, VoxelHead, ema_decay
@@ -73,6 +74,39 @@ def test_the_loss_is_the_mean_of_both_directions_written_out_view_by_view():
             cosine = torch.cosine_similarity(prediction, target, dim=1)
             losses.append((2 - 2 * cosine).mean())
     torch.testing.assert_close(network(views, pairs), torch.stack(losses).mean(), atol=1e-5, rtol=1e-5)
+
+
+def cosine_loss_of_resized_views(network: PGL, views: torch.Tensor) -> torch.Tensor:
+    """The loss if both feature maps are averaged whole to the aligned size, 2×4×4 → 2×2×2."""
+    online = functional.adaptive_avg_pool3d(network.projector(network.backbone(views)), 2)
+    target = functional.adaptive_avg_pool3d(network.target_projector(network.target_backbone(views)), 2)
+    other = torch.cat(target.chunk(2)[::-1])
+    return (2 - 2 * torch.cosine_similarity(network.predictor(online), other, dim=1)).mean()
+
+
+def test_without_priors_the_whole_feature_maps_are_compared_as_they_lie():
+    network, (views, pairs) = method(crop_prior=False, flip_prior=False, aligned_size=(2, 2, 2)), batch()
+    # A bin of 1 × 2 × 2 feature voxels has one sample in the middle of each of its quarters and so reads
+    # every voxel once: RoIAlign of the whole map is a plain average.
+    torch.testing.assert_close(
+        network(views, pairs), cosine_loss_of_resized_views(network, views), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("ignored", ["crop_prior", "flip_prior"])
+def test_without_a_prior_the_loss_does_not_see_that_transform(ignored):
+    views, pairs = batch()
+    boxes, flips = pairs.boxes, pairs.flips
+    if ignored == "crop_prior":
+        other = ViewPairs(boxes.roll(1, 0), flips, pairs.patch_size)
+    else:
+        # Two views of one box share all of it, wherever mirrors put it: only the turning back differs.
+        boxes = boxes[:, :1].expand(-1, 2, -1).contiguous()
+        first_mirrored = torch.stack([~flips[:, 0], flips[:, 1]], 1)
+        pairs, other = ViewPairs(boxes, flips, PATCH), ViewPairs(boxes, first_mirrored, PATCH)
+    off, on = method(**{ignored: False}), method()
+    assert torch.equal(off(views, pairs), off(views, other))
+    assert not torch.isclose(on(views, pairs), on(views, other), rtol=1e-4)
 
 
 def test_swapping_the_two_views_leaves_the_loss():

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from pgl.views import ViewPairs, align, cut, overlap, place, sample_view_pairs, shared_region
+from pgl.views import ViewPairs, align, assumed, cut, overlap, place, sample_view_pairs, shared_region
 
 CONTEXT, PATCH = (24, 80, 72), (16, 48, 40)
 
@@ -153,3 +153,15 @@ def test_view_pairs_refuse_other_shapes_and_dtypes():
         ViewPairs(boxes.float(), flips, PATCH)
     with pytest.raises(ValueError, match="flips must be a bool"):
         ViewPairs(boxes, flips[:1], PATCH)
+
+
+def test_an_aligner_without_priors_takes_the_whole_view_as_it_lies():
+    pairs = draw(batch=5)
+    regions, flips = assumed(pairs)
+    assert torch.equal(regions, pairs.placed(shared_region(pairs.boxes)))
+    assert torch.equal(flips, pairs.flat_flips())
+    for crop_prior, flip_prior in itertools.product((True, False), repeat=2):
+        some_regions, some_flips = assumed(pairs, crop_prior, flip_prior)
+        expected = regions if crop_prior else torch.tensor([[0.0, 0, 0, *PATCH]] * 10, dtype=torch.float64)
+        assert torch.equal(some_regions, expected)
+        assert torch.equal(some_flips, flips if flip_prior else torch.zeros(10, 3, dtype=torch.bool))
