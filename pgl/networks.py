@@ -145,6 +145,17 @@ def build_encoder(description: Mapping[str, Any]) -> nn.Module:
     from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
     from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 
+    encoder = ResidualEncoder(**constructor_arguments(description))
+    encoder.apply(InitWeights_He(_INITIAL_SLOPE))
+    return encoder
+
+
+def constructor_arguments(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``arguments`` of :func:`describe` with classes in place of their names.
+
+    Raises:
+        ValueError: a name is not on the list of those allowed.
+    """
     arguments = dict(description["arguments"])
     for name in ("conv_op", "norm_op", "nonlin"):
         if arguments.get(name) not in _CLASSES:
@@ -152,9 +163,7 @@ def build_encoder(description: Mapping[str, Any]) -> nn.Module:
                 f"network argument {name} must be one of {sorted(_CLASSES)}, got {arguments.get(name)!r}"
             )
         arguments[name] = _CLASSES[arguments[name]]
-    encoder = ResidualEncoder(**arguments)
-    encoder.apply(InitWeights_He(_INITIAL_SLOPE))
-    return encoder
+    return arguments
 
 
 class FeatureLevel(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -250,6 +251,43 @@ def test_a_file_that_was_tampered_with_is_refused(exported, tmp_path, change, me
     with pytest.raises(ValueError, match=message) as refused:
         load_encoder(tmp_path / "encoder.pt")
     assert "encoder.pt" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("spacing_mm", [3.0, 1.0], "three numbers of mm"),
+        ("spacing_mm", [3.0, 0.0, 1.0], "three numbers of mm"),
+        ("patch_size", [4, 16, 16.5], "three whole numbers"),
+        ("feature_level", "deepest", "a stage's number"),
+        ("trained_steps", -1, "a number of steps"),
+        ("intensity", {"clip_hu": [0, 1], "mean_hu": 0.0, "std_hu": 0.0}, "std_hu above 0"),
+        ("intensity", {"clip_hu": [0, float("nan")], "mean_hu": 0.0, "std_hu": 1.0}, "clip_hu"),
+    ],
+)
+def test_a_description_of_another_type_is_refused_by_its_name(exported, tmp_path, key, value, expected):
+    file = torch.load(exported, weights_only=True)
+    file["network"][key] = value
+    torch.save(file, tmp_path / "encoder.pt")
+    with pytest.raises(ValueError, match=rf"network\.{key} must be .*{expected}"):
+        read_export(tmp_path / "encoder.pt")
+
+
+@pytest.mark.parametrize("claim", ["widths", "blocks", "tensor"])
+def test_a_file_that_claims_more_than_it_holds_is_refused_before_memory_is_taken(exported, tmp_path, claim):
+    file = torch.load(exported, weights_only=True)
+    if claim == "widths":  # 27 · 10¹² weights a layer
+        file["network"]["arguments"]["features_per_stage"] = [10**6] * 3
+    elif claim == "blocks":
+        file["network"]["arguments"]["n_blocks_per_stage"] = [10**9] * 3
+    else:
+        file["network_weights"][FIRST_WEIGHT] = torch.zeros(1).expand(10**15)
+    torch.save(file, tmp_path / "encoder.pt")
+    assert (tmp_path / "encoder.pt").stat().st_size < 10**6
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"do not fit|more blocks|does not hold its values"):
+        load_encoder(tmp_path / "encoder.pt")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
 
 
 def test_wrong_arguments_of_export_are_named(run, tmp_path):

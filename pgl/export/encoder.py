@@ -1,4 +1,4 @@
-"""``pgl export``: the pretrained encoder as one file of plain tensors and plain data, and the way back.
+"""``pgl export --format encoder``: the encoder as one file of plain tensors and plain data, and the way back.
 
 Keys of an exported file::
 
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 import pgl
 from pgl.atomic import atomic_path
 from pgl.checkpoint import checkpoint_path, load_checkpoint
+from pgl.export.checks import check_content
 from pgl.networks import ENCODER_CLASS, build_encoder
 from pgl.safe_load import check_header, safe_load
 
@@ -41,10 +43,6 @@ FORMAT = "pgl-encoder"
 FORMAT_VERSION = 1
 CHECKPOINTS = ("last", "best", "initial")
 
-_NETWORK_KEYS = {
-    "class", "arguments", "input_channels", "feature_strides", "feature_level", "patch_size", "spacing_mm",
-    "intensity", "pgl_ops_version", "format_version", "trained_steps",
-}  # fmt: skip
 # The construction arguments that a file may set. Everything else of the class stays at its default, so that a
 # file cannot reach an argument which calls what it is given.
 _ARGUMENTS = {
@@ -70,44 +68,85 @@ def export_encoder(
         FileNotFoundError: the run or its checkpoint does not exist.
         ValueError: ``checkpoint`` is unknown, ``output`` is a folder, or the checkpoint is damaged.
     """
+    check_output(output, "encoder.pt")
+    content = encoder_of_run(run, checkpoint)
+    write_tensors(output, content)
+    return content["network"]
+
+
+def encoder_of(source: str | os.PathLike[str], checkpoint: str = "last") -> dict[str, Any]:
+    """The content of an exported file, see above, from a run's folder or from such a file.
+
+    Raises:
+        FileNotFoundError: there is neither a run nor a file.
+        ValueError: like :func:`encoder_of_run` and :func:`read_export`.
+    """
+    if Path(source).is_file():
+        return read_export(source)
+    return encoder_of_run(source, checkpoint)
+
+
+def encoder_of_run(run: str | os.PathLike[str], checkpoint: str = "last") -> dict[str, Any]:
+    """The content of an exported file, see above, from a run's checkpoint; raises like
+    :func:`export_encoder`.
+    """
     if checkpoint not in CHECKPOINTS:
         raise ValueError(f"checkpoint must be one of {', '.join(CHECKPOINTS)}, got {checkpoint!r}")
-    if Path(output).is_dir():
-        raise ValueError(
-            f"output must be a file to write, got the folder {output}: add a name such as encoder.pt"
-        )
     run = Path(run)
     if not run.is_dir():
         raise FileNotFoundError(f"no run at {run}: give the folder that `pgl pretrain --output` made")
-    content = load_checkpoint(checkpoint_path(run, f"{checkpoint}.pt"))
+    path = checkpoint_path(run, f"{checkpoint}.pt")
+    saved = load_checkpoint(path)
+    try:
+        content = _content(saved)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged: its settings are not those of a run ({type(error).__name__}: {error}); "
+            "restore it from a copy, or take another checkpoint of the run"
+        ) from error
+    check_content(path, content)
+    restore(content["network"], content["network_weights"], str(path))
+    return content
 
-    arguments = content["network"]["arguments"]
-    config = content["config"]
-    network = {
-        **content["network"],
-        "input_channels": arguments["input_channels"],
-        "feature_strides": _feature_strides(arguments["strides"]),
-        "feature_level": content["feature_level"],
-        "patch_size": list(config["views"]["patch_size"]),
-        "spacing_mm": [float(s) for s in content["spacing_mm"]],
-        "intensity": dict(config["intensity"]),
-        "pgl_ops_version": pgl.__version__,
-        "format_version": FORMAT_VERSION,
-        "trained_steps": content["step"],
-    }
-    # A clone per tensor: one that shares a larger storage would drag all of it into the file.
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in content["online"]["encoder"].items()}
-    _restore(network, weights, "the checkpoint")
-    file = {
+
+def _content(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    arguments = checkpoint["network"]["arguments"]
+    config = checkpoint["config"]
+    return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "network_weights": weights,
-        "network": network,
+        # A clone per tensor: one that shares a larger storage would drag all of it into the file.
+        "network_weights": {
+            name: tensor.detach().cpu().clone() for name, tensor in checkpoint["online"]["encoder"].items()
+        },
+        "network": {
+            **checkpoint["network"],
+            "input_channels": arguments["input_channels"],
+            "feature_strides": _feature_strides(arguments["strides"]),
+            "feature_level": checkpoint["feature_level"],
+            "patch_size": list(config["views"]["patch_size"]),
+            "spacing_mm": [float(s) for s in checkpoint["spacing_mm"]],
+            "intensity": dict(config["intensity"]),
+            "pgl_ops_version": pgl.__version__,
+            "format_version": FORMAT_VERSION,
+            "trained_steps": checkpoint["step"],
+        },
     }
+
+
+def check_output(output: str | os.PathLike[str], example: str) -> None:
+    """Raises ValueError if ``output`` is a folder."""
+    if Path(output).is_dir():
+        raise ValueError(
+            f"output must be a file to write, got the folder {output}: add a name such as {example}"
+        )
+
+
+def write_tensors(output: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """``torch.save`` of ``content`` to ``output``, atomically."""
     # Opened here, because torch turns a folder that may not be written into an error of its own.
     with atomic_path(output) as temporary, temporary.open("wb") as stream:
-        torch.save(file, stream)
-    return network
+        torch.save(content, stream)
 
 
 def load_encoder(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> nn.Module:
@@ -130,7 +169,7 @@ def load_encoder(path: str | os.PathLike[str], map_location: str | torch.device 
             the list of those allowed, or its weights do not fit that network. Nothing in a file is executed.
     """
     content = read_export(path)
-    encoder = _restore(content["network"], content["network_weights"], str(path))
+    encoder = restore(content["network"], content["network_weights"], str(path))
     return encoder.to(map_location).eval()
 
 
@@ -143,48 +182,59 @@ def read_export(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"no file at {path}: expected one that `pgl export --format encoder` wrote")
     content = safe_load(path, "an exported encoder", "export it anew with `pgl export --format encoder`")
     check_header(path, content, FORMAT, FORMAT_VERSION, "exported encoder", "pgl export --format encoder")
-    _check_content(path, content)
+    check_content(path, content)
     return content
 
 
-def _check_content(path: Path, content: dict[str, Any]) -> None:
-    network, weights = content.get("network"), content.get("network_weights")
-    if not isinstance(network, dict) or not isinstance(network.get("arguments"), dict):
-        raise ValueError(
-            f"{path}: 'network' must be a dict with the network's class and arguments, got {network!r}"
-        )
-    missing = sorted(_NETWORK_KEYS - set(network))
-    if missing:
-        raise ValueError(f"{path}: 'network' lacks {', '.join(missing)}")
-    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise ValueError(f"{path}: 'network_weights' must be a dict of tensors")
+def restore(network: dict[str, Any], weights: dict[str, Tensor], source: str) -> nn.Module:
+    """The encoder that ``network`` describes, with these weights, in training mode.
 
+    Memory is only taken once the description and the weights are known to agree.
 
-def _restore(network: dict[str, Any], weights: dict[str, Tensor], source: str) -> nn.Module:
+    Raises:
+        ValueError: the class or an argument is not allowed, or the weights do not fit; it names ``source``.
+    """
     if network["class"] != ENCODER_CLASS:
         raise ValueError(
             f"{source}: network class {network['class']!r} is not allowed, expected {ENCODER_CLASS!r}"
         )
-    unknown = sorted(set(network["arguments"]) ^ _ARGUMENTS)
+    arguments = network["arguments"]
+    unknown = sorted(set(arguments) ^ _ARGUMENTS, key=str)
     if unknown:
         raise ValueError(
             f"{source}: network arguments missing or not allowed: {', '.join(map(str, unknown))}"
         )
     try:
-        # The initial weights are overwritten: draw them without touching the caller's random numbers.
-        with torch.random.fork_rng(devices=[]):
+        if arguments["n_stages"] + sum(arguments["n_blocks_per_stage"]) > len(weights):
+            raise ValueError("it has more blocks than the file has tensors")
+        # Without memory for its values, which a description could make arbitrarily many.
+        with torch.device("meta"):
             encoder = build_encoder(network)
     except (ValueError, TypeError, AssertionError, IndexError, RuntimeError) as error:
         raise ValueError(
             f"{source}: the network cannot be built from its arguments: {_first_line(error)}"
         ) from error
-    try:
-        encoder.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+    wanted = encoder.state_dict()
+    wrong = [f"{name} is missing" for name in wanted if name not in weights]
+    wrong += [f"{name} is not part of it" for name in weights if name not in wanted]
+    wrong += [
+        f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if wrong:
         raise ValueError(
-            f"{source}: the weights do not fit the network that the file describes: {error}"
-        ) from error
+            f"{source}: the weights do not fit the network that the file describes: {listed(wrong)}"
+        )
+    encoder.to_empty(device="cpu")
+    encoder.load_state_dict(weights, strict=True)
     return encoder
+
+
+def listed(items: Sequence[str], limit: int = 12) -> str:
+    """The items in one line, the first ``limit`` of them."""
+    more = f"; and {len(items) - limit} more" if len(items) > limit else ""
+    return "; ".join(items[:limit]) + more
 
 
 def _feature_strides(strides: list[list[int]]) -> list[list[int]]:
