@@ -6,6 +6,8 @@ Layout::
     CACHE/manifest.json           what the cache holds; VolumeCache reads only what is listed here
     CACHE/cases/ID.b2nd           int16 HU, axes (D, H, W) growing toward superior, posterior, left
     CACHE/cases/ID.json           the case's entry in the manifest, written when its .b2nd is complete
+    CACHE/labels/ID.b2nd          uint8 class numbers on the case's grid, if it has a label (pgl.labels.store)
+    CACHE/labels/ID.json          the label's entry in the manifest
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import blosc2
 import numpy as np
 
 from pgl.atomic import PARTIAL_PREFIX, atomic_path, write_json
+from pgl.labels.records import LABELS_FOLDER, labels_section, remove_label
 from pgl.manifest import (
     MANIFEST,
     CaseRecord,
@@ -102,7 +105,7 @@ class CacheWriter:
         for record in records:
             self._check_spacing(record.spacing_mm)
         if records:
-            write_manifest(self.path, self.spacing_mm, records)
+            write_manifest(self.path, self.spacing_mm, records, labels_section(self.path, records))
         self.rebuilt = len(records)
         return self.rebuilt
 
@@ -191,13 +194,15 @@ class CacheWriter:
         """Delete a case, if it is there."""
         self._sidecar(case_id).unlink(missing_ok=True)
         (self.path / CASES_FOLDER / f"{case_id}.b2nd").unlink(missing_ok=True)
+        remove_label(self.path, case_id)
 
     def remove_unfinished(self) -> None:
         """Delete what an interrupted run left behind: partial files, and volumes without their entry."""
         folder = self.path / CASES_FOLDER
         kept = {record.case_id for record in self.finished()}
-        for file in [*self.path.glob(f"{PARTIAL_PREFIX}*"), *folder.glob(f"{PARTIAL_PREFIX}*")]:
-            file.unlink(missing_ok=True)
+        for place in (self.path, folder, self.path / LABELS_FOLDER):
+            for file in place.glob(f"{PARTIAL_PREFIX}*"):
+                file.unlink(missing_ok=True)
         for file in [*folder.glob("*.b2nd"), *folder.glob("*.json")]:
             if file.stem not in kept:
                 file.unlink(missing_ok=True)
@@ -205,7 +210,7 @@ class CacheWriter:
     def finish(self) -> list[CaseRecord]:
         """Write the manifest from the complete cases, and return them. May be called as often as wanted."""
         records = self.finished()
-        write_manifest(self.path, self.spacing_mm, records)
+        write_manifest(self.path, self.spacing_mm, records, labels_section(self.path, records))
         return records
 
     def _sidecar(self, case_id: str) -> Path:

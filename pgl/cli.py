@@ -142,6 +142,7 @@ def _phantom(arguments: Namespace) -> int:
 
 
 def _prepare_arguments(parser: ArgumentParser) -> None:
+    from pgl.labels.settings import LabelSettings
     from pgl.prepare import PrepareSettings
 
     parser.add_argument(
@@ -152,18 +153,23 @@ def _prepare_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--output", required=True, metavar="CACHE", help="the cache folder, made or updated")
     parser.add_class_arguments(PrepareSettings)
+    parser.add_class_arguments(LabelSettings)
 
 
 def _prepare(arguments: Namespace) -> int:
+    from dataclasses import fields
+
+    from pgl.labels.settings import LabelSettings
     from pgl.prepare import PrepareSettings, prepare
 
     settings = vars(arguments).copy()
     sources, output = settings.pop("source"), settings.pop("output")
     try:
+        labels = LabelSettings(**{f.name: settings.pop(f.name) for f in fields(LabelSettings)})
         chosen = PrepareSettings(**settings)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return prepare(sources, output, chosen).exit_code
+    return prepare(sources, output, chosen, labels=labels).exit_code
 
 
 def _pretrain_arguments(parser: ArgumentParser) -> None:
@@ -268,7 +274,7 @@ COMMANDS = {
     ),
     "prepare": Command(
         "turn folders of CT, DICOM or any other format, into one cache for training",
-        "SOURCE [SOURCE ...] --output CACHE [--spacing_mm D,H,W] [options]",
+        "SOURCE [SOURCE ...] --output CACHE [--spacing_mm D,H,W] [--labels DIR] [options]",
         _prepare_arguments,
         _prepare,
         f"{_TRIPLES} Exits with 1 if a file was rejected; the others are in the cache all the same.",

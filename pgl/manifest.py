@@ -56,8 +56,13 @@ class CaseRecord:
     key: str = ""
 
 
-def write_manifest(folder: Path, spacing_mm: tuple[float, float, float], records: list[CaseRecord]) -> None:
-    """Write ``folder``'s manifest, atomically."""
+def write_manifest(
+    folder: Path,
+    spacing_mm: tuple[float, float, float],
+    records: list[CaseRecord],
+    labels: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Write ``folder``'s manifest, atomically; ``labels`` as :mod:`pgl.labels.records` makes them."""
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -66,6 +71,7 @@ def write_manifest(folder: Path, spacing_mm: tuple[float, float, float], records
         "unit": "HU",
         "spacing_mm": spacing_mm,
         "cases": [asdict(record) for record in records],
+        "labels": list(labels),
     }
     write_json(folder / MANIFEST, manifest)
 

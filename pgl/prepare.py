@@ -28,6 +28,8 @@ from rich.text import Text
 
 from pgl.cache import CacheWriter
 from pgl.images import Limits, find_files
+from pgl.labels.prepare_labels import LabelPreparation
+from pgl.labels.settings import LabelSettings
 from pgl.manifest import MANIFEST
 from pgl.prepare_case import Job, Outcome, prepare_case
 from pgl.prepare_jobs import list_jobs
@@ -94,6 +96,7 @@ def prepare(
     output: str | os.PathLike[str],
     settings: PrepareSettings | None = None,
     console: Console | None = None,
+    labels: LabelSettings | None = None,
 ) -> PrepareReport:
     """Make or update the volume cache at ``output`` from the CT found in ``sources``.
 
@@ -113,14 +116,15 @@ def prepare(
         output: the cache folder; made if missing.
         settings: see :class:`PrepareSettings`.
         console: where progress and rejections are shown; standard error if None.
+        labels: where label maps lie; None recognises the known layouts.
 
     Returns:
         The report; its ``exit_code`` is 1 if anything was rejected.
 
     Raises:
-        FileNotFoundError: a source does not exist.
-        ValueError: no usable CT in the sources; or ``output`` holds something else, or a cache of another
-            spacing.
+        FileNotFoundError: a source or the folder of labels does not exist.
+        ValueError: no usable CT in the sources; labels cannot be used as they are declared; or ``output``
+            holds something else, or a cache of another spacing.
         RuntimeError: another run is writing to ``output``, or a case could not be written (a full disk).
     """
     started = time.monotonic()
@@ -131,6 +135,7 @@ def prepare(
     if missing is not None:
         raise FileNotFoundError(f"SOURCE {printable(os.fspath(missing))!r} does not exist")
     output = os.path.abspath(output)
+    labelling = LabelPreparation(sources, labels or LabelSettings())
     writer = CacheWriter(output, settings.limits.spacing_mm)
     workers = settings.workers or min(usable_cores(), MOST_DEFAULT_WORKERS)
     report = PrepareReport(output)
@@ -140,14 +145,17 @@ def prepare(
             line = f"{MANIFEST} was damaged or missing; made anew from {writer.rebuilt} finished cases"
             console.print(line, soft_wrap=True)
         writer.remove_unfinished()
+        labelling.check_names(writer)
         try:
             with _progress(console) as progress:
                 found = find_files(sources, settings.include, settings.exclude, skip_folder=output)
                 report.ignored += [ReportEntry(*entry) for entry in found.ignored]
+                report.ignored += [ReportEntry(f, "a label map") for f in found.leave_out(labelling.is_label)]
                 for entry in found.rejected:
                     report.reject(*entry, console)
                 jobs = list_jobs(found, writer.finished(), output, settings.limits, workers, report, progress)
                 _run_jobs(jobs, workers, writer, report, progress)
+                labelling.run(writer, settings.limits, workers, report, progress)
         except BaseException:
             with suppress(OSError):  # a full disk: the next run writes the manifest
                 writer.finish()
@@ -220,6 +228,8 @@ def _summarise(report: PrepareReport, path: Path, console: Console) -> None:
     counts = (
         f"{len(report.accepted)} accepted, {len(report.rejected)} rejected, {len(report.ignored)} ignored"
     )
+    if report.labels:
+        counts += f", {len(report.labels)} labels"
     if report.removed:
         counts += f", {report.removed} removed whose source is gone or left out"
     line = f"{counts} in {report.seconds:.1f} s; {report.cases} cases in {report.output}; report: {path}"

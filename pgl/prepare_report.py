@@ -35,6 +35,7 @@ class PrepareReport:
         accepted: volumes that are in the cache, written now or unchanged since an earlier run.
         rejected: files that should be CT and cannot be used.
         ignored: files that are no images, or that include and exclude leave out.
+        labels: label maps that are in the cache.
         removed: number of cases taken out of the cache, because their source is gone or now left out.
         cases: number of cases in the cache, those of other sources in earlier runs included.
         seconds: time taken.
@@ -44,6 +45,7 @@ class PrepareReport:
     accepted: list[ReportEntry] = field(default_factory=list)
     rejected: list[ReportEntry] = field(default_factory=list)
     ignored: list[ReportEntry] = field(default_factory=list)
+    labels: list[ReportEntry] = field(default_factory=list)
     removed: int = 0
     cases: int = 0
     seconds: float = 0.0
@@ -62,9 +64,8 @@ class PrepareReport:
     def write(self) -> Path:
         """Write it to the cache folder."""
         path = Path(self.output) / REPORT
-        lists = {
-            name: [e.plain() for e in getattr(self, name)] for name in ("accepted", "rejected", "ignored")
-        }
+        names = ("accepted", "rejected", "ignored", "labels")
+        lists = {name: [e.plain() for e in getattr(self, name)] for name in names}
         counts = {"cases": self.cases, "removed": self.removed, "seconds": round(self.seconds, 3)}
         write_json(path, {"format": REPORT_FORMAT, "version": 1, "output": self.output, **counts, **lists})
         return path

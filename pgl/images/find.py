@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -57,6 +57,13 @@ class Found:
     maybe_dicom: list[SourceFile] = field(default_factory=list)
     ignored: list[tuple[str, str]] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
+
+    def leave_out(self, unwanted: Callable[[str], bool]) -> list[str]:
+        """Drop the files of which ``unwanted(path)`` is true, and return their paths."""
+        dropped = [file.path for file in (*self.images, *self.maybe_dicom) if unwanted(file.path)]
+        self.images = [file for file in self.images if file.path not in dropped]
+        self.maybe_dicom = [file for file in self.maybe_dicom if file.path not in dropped]
+        return dropped
 
 
 def find_files(

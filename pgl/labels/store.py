@@ -1,0 +1,135 @@
+"""Label volumes in a cache: written by ``pgl prepare``, read by block for training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import blosc2
+import numpy as np
+
+from pgl.atomic import atomic_path, write_json
+from pgl.cache import BLOCK, CHUNK, COMPRESSION
+from pgl.labels.records import LabelRecord, label_file, parse_label, plain_label
+from pgl.manifest import MANIFEST, CaseRecord, read_manifest, sha256_of, triple
+
+
+def write_label(
+    folder: Path,
+    case: CaseRecord,
+    label: np.ndarray,
+    subject: str,
+    classes: dict[int, str],
+    source: str,
+    key: str,
+) -> LabelRecord:
+    """Write a case's label, replacing an older one; it enters the manifest with ``CacheWriter.finish``.
+
+    Args:
+        folder: the cache.
+        case: the case, finished.
+        label: uint8 array of the case's shape.
+        subject, classes, source, key: see :class:`LabelRecord`.
+
+    Raises:
+        TypeError: not a uint8 array of the case's shape.
+    """
+    if label.dtype != np.uint8 or label.shape != case.shape:
+        raise TypeError(f"label must be a uint8 array {case.shape}, got {label.dtype} {label.shape}")
+    name = label_file(case.case_id)
+    sidecar = (folder / name).with_suffix(".json")
+    sidecar.unlink(missing_ok=True)
+    with atomic_path(folder / name) as temporary:
+        blosc2.asarray(
+            np.ascontiguousarray(label),
+            urlpath=str(temporary),
+            mode="w",
+            chunks=[min(c, n) for c, n in zip(CHUNK, label.shape, strict=True)],
+            blocks=[min(b, n) for b, n in zip(BLOCK, label.shape, strict=True)],
+            cparams=COMPRESSION,
+        )
+        checksum = sha256_of(temporary)
+    counts = np.bincount(label.ravel(), minlength=1)
+    record = LabelRecord(
+        case_id=case.case_id,
+        subject=subject,
+        file=name,
+        shape=case.shape,
+        sha256=checksum,
+        case_sha256=case.sha256,
+        classes=dict(classes),
+        voxels={n: int(c) for n, c in enumerate(counts) if n and c},
+        source=source,
+        key=key,
+    )
+    write_json(sidecar, plain_label(record))
+    return record
+
+
+def read_labels(folder: str | os.PathLike[str]) -> list[LabelRecord]:
+    """The labels that a cache's manifest lists.
+
+    Raises:
+        FileNotFoundError: no cache there, or a listed file is missing.
+        ValueError: the manifest is damaged.
+    """
+    folder = Path(folder)
+    entries = read_manifest(folder).get("labels", [])
+    if not isinstance(entries, list):
+        raise ValueError(f"{folder / MANIFEST} is damaged: 'labels' is no list; run pgl prepare again")
+    records = [parse_label(entry, folder / MANIFEST) for entry in entries]
+    for record in records:
+        if not (folder / record.file).is_file():
+            raise FileNotFoundError(
+                f"{folder / record.file}, listed in {MANIFEST}, is missing; run pgl prepare again"
+            )
+    return records
+
+
+def read_label_block(
+    folder: Path, record: LabelRecord, start: Sequence[int], size: Sequence[int]
+) -> np.ndarray:
+    """A block of a label: uint8 of ``size``; what lies outside the volume is background.
+
+    Args:
+        folder: the cache.
+        record: the label.
+        start: first voxel (D, H, W); may be negative.
+        size: voxels to read (D, H, W); may reach beyond the volume.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    first, extent = triple(start, int), triple(size, int)
+    block = np.zeros(extent, np.uint8)
+    low = [min(max(s, 0), n) for s, n in zip(first, record.shape, strict=True)]
+    high = [min(max(s + e, 0), n) for s, e, n in zip(first, extent, record.shape, strict=True)]
+    if all(a < b for a, b in zip(low, high, strict=True)):
+        place = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, first, strict=True))
+        block[place] = _read(folder, record, tuple(slice(a, b) for a, b in zip(low, high, strict=True)))
+    return block
+
+
+def read_label_volume(folder: Path, record: LabelRecord) -> np.ndarray:
+    """A whole label: uint8 [D, H, W]. Raises ValueError if the file is damaged."""
+    return _read(folder, record, (slice(None),) * 3)
+
+
+def is_label_intact(folder: Path, record: LabelRecord) -> bool:
+    """Whether the file has the checksum that was noted when it was written."""
+    try:
+        return sha256_of(folder / record.file) == record.sha256
+    except OSError:
+        return False
+
+
+def _read(folder: Path, record: LabelRecord, region: tuple[slice, ...]) -> np.ndarray:
+    file = folder / record.file
+    try:
+        volume = blosc2.open(str(file), mode="r", dparams={"nthreads": 1})
+        if not isinstance(volume, blosc2.NDArray) or volume.shape != record.shape or volume.dtype != np.uint8:
+            raise ValueError(f"not a uint8 volume of shape {record.shape}")
+        return volume[region]
+    except Exception as error:  # blosc2 raises nearly any of them
+        raise ValueError(f"label {file} is damaged ({error}); run pgl prepare again to remake it") from error
