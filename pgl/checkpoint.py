@@ -12,11 +12,13 @@ Keys of a checkpoint::
     feature_level      the stage whose features were trained, counted from 0
     feature_stride     [D, H, W] input voxels a feature voxel at that stage
     spacing_mm         [D, H, W] spacing of the cache
-    online             {"encoder": state dict, "projector": ..., "predictor": ...}
-    target             {"encoder": state dict, "projector": ...}
+    online             {"encoder": state dict, "projector": ..., "predictor": ...}, and where they are in use
+                       "decoder", "side_projectors", "side_predictors" (method.features, method.more_levels)
+    target             {"encoder": state dict, "projector": ...}, and "decoder", "side_projectors"
     metrics            the latest validation numbers, as in metrics.jsonl
     best               the validation numbers of the best step so far
-    optimizer          the optimiser's state dict (last.pt only; None elsewhere)
+    optimizer          the optimiser's state dict (last.pt and step-N.pt; None elsewhere)
+    pending_losses     losses of the steps since the last line of metrics (may be missing: none)
 
 ``online["encoder"]`` has exactly the names and shapes of ``build_encoder(network).state_dict()``.
 """
@@ -24,12 +26,15 @@ Keys of a checkpoint::
 from __future__ import annotations
 
 import os
+import re
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pgl.atomic import atomic_path
+from pgl.atomic import PARTIAL_PREFIX, atomic_path
 from pgl.safe_load import check_header, safe_load
 
 FORMAT = "pgl-checkpoint"
@@ -52,6 +57,8 @@ _KEYS = [
     "best",
     "optimizer",
 ]
+_LATER_KEYS: dict[str, Any] = {"pending_losses": []}
+_KEPT = re.compile(r"step-(\d+)\.pt")
 _ADVICE = "restore it from a copy, or take another checkpoint of the run"
 
 
@@ -68,8 +75,9 @@ def save_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> No
         ValueError: a key is missing or unknown.
         OSError: it cannot be written, for example because the disk is full.
     """
-    if set(content) != set(_KEYS):
-        raise ValueError(f"checkpoint content differs from the format in {sorted(set(content) ^ set(_KEYS))}")
+    differing = set(content) - set(_LATER_KEYS) ^ set(_KEYS)
+    if differing:
+        raise ValueError(f"checkpoint content differs from the format in {sorted(differing)}")
     file = {"format": FORMAT, "format_version": FORMAT_VERSION, **content}
     try:
         # Opened here, because torch's own writer hides the reason when a write fails.
@@ -83,6 +91,41 @@ def save_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> No
         if not isinstance(cause, OSError):
             raise
         raise _not_written(Path(path), cause) from error
+
+
+def keep_last(run: str | os.PathLike[str], step: int, most: int) -> Path:
+    """Let ``last.pt`` of ``step`` stay as ``step-N.pt``, and delete the oldest beyond ``most`` of these.
+
+    Where the file system can, it is a second name of the same file and takes no room until ``last.pt`` is
+    replaced.
+
+    Raises:
+        OSError: it cannot be written, for example because the disk is full.
+    """
+    path = checkpoint_path(run, f"step-{step:08d}.pt")
+    last = path.with_name(LAST)
+    try:
+        with atomic_path(path) as temporary:
+            try:
+                os.link(last, temporary)
+            except OSError:
+                shutil.copyfile(last, temporary)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    kept = sorted(
+        (int(found[1]), file) for file in path.parent.iterdir() if (found := _KEPT.fullmatch(file.name))
+    )
+    for _, file in kept[: max(len(kept) - most, 0)]:
+        file.unlink(missing_ok=True)
+    return path
+
+
+def remove_partial(run: str | os.PathLike[str]) -> None:
+    """Delete what a killed run left half written."""
+    for folder in (Path(run), Path(run) / FOLDER):
+        for file in folder.glob(f"{PARTIAL_PREFIX}*"):
+            with suppress(OSError):
+                file.unlink()
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:
@@ -115,7 +158,7 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> 
     step = content["step"]
     if not isinstance(step, int) or step < 0:
         raise ValueError(f"{path}: 'step' must be a number of steps, got {step!r}: it is damaged; {_ADVICE}")
-    return content
+    return {**_LATER_KEYS, **content}
 
 
 def _not_written(path: Path, error: OSError) -> OSError:

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pgl.networks import EncoderSettings, default_encoder, resolve_level, stride_at
+from pgl.backbone import chosen_levels
+from pgl.networks import EncoderSettings, default_encoder, stride_at
 
 Triple = tuple[int, int, int]
 
 ACCELERATORS = ("auto", "cpu", "cuda", "gpu")
 PRECISIONS = (
-    "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64",
+    "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "bf16", "16", "64",
 )  # fmt: skip
 _DEVICES = re.compile(r"auto|-1|[1-9]\d*|\d+(,\d+)+,?|\d+,")
 
@@ -105,6 +106,14 @@ class MethodSettings:
             choice).
         ema_start: decay of the target network at the first step (our choice, BYOL's cosine schedule).
         ema_end: decay at the last step.
+        regions: boxes drawn at random inside what both views share, each aligned to ``aligned_size`` and
+            compared; 0 compares all that is shared, as one region (our option, beyond the paper).
+        region_scale: lowest and highest edge of such a box relative to what is shared, drawn for each axis.
+        more_levels: further stages whose features are compared too, each with heads of its own; the loss is
+            the mean over stages (our option, beyond the paper).
+        features: whose features: ``encoder``, or ``decoder`` to pretrain the whole U-Net; then the stage is
+            one of the decoder's, 0 the finest, and there is none at the encoder's deepest resolution (our
+            option, beyond the paper).
         crop_prior: the aligner knows the crops and scales of the views (paper; off only in ablations).
         flip_prior: the aligner knows their mirrors and undoes them (paper; off only in ablations).
     """
@@ -119,6 +128,10 @@ class MethodSettings:
     output_norm: Literal["none", "batch", "instance"] = "batch"
     ema_start: float = 0.99
     ema_end: float = 1.0
+    regions: int = 0
+    region_scale: tuple[float, float] = (0.5, 1.0)
+    more_levels: list[int] = field(default_factory=list)
+    features: Literal["encoder", "decoder"] = "encoder"
     crop_prior: bool = True
     flip_prior: bool = True
 
@@ -149,26 +162,47 @@ class TrainSettings:
     Args:
         steps: optimiser steps of the whole run; the schedules span it.
         batch_size: samples (pairs of views) a step, over all devices together (second-hand).
+        accumulate: pieces in which a device takes its share of the batch, one after the other, to save
+            memory. The gradients are those of the whole share, but where a normalisation looks at the batch
+            (``method.head_norm`` or ``output_norm`` ``batch``): it then sees a piece.
         workers: processes that read blocks; 0 reads in the training process.
+        prefetch: batches that each of them reads ahead.
         accelerator: ``auto``, ``cpu`` or ``cuda`` (``gpu`` is the same).
-        devices: devices on each machine, or ``auto``.
-        num_nodes: machines.
-        precision: Lightning Fabric's names, e.g. ``32-true`` or ``bf16-mixed``.
+        devices: devices on each machine, or ``auto``: all of them, or under ``torchrun`` one a process.
+        num_nodes: machines; under ``torchrun`` its own number counts.
+        precision: ``auto`` (bf16-mixed on GPUs that have it, 32-true elsewhere), or one of Lightning
+            Fabric's names, e.g. ``32-true`` or ``bf16-mixed``.
         threads: CPU threads of torch, 0 leaves torch's own choice.
+        channels_last: keep feature maps in the layout (N, D, H, W, C) in memory.
+        compile: translate the networks with torch.compile; the first steps take minutes.
+        recompute: keep the outputs of stages only, and compute what lies inside them again in the backward
+            pass: less memory, about a third more time.
         log_every: steps between lines in metrics.jsonl.
         checkpoint_every: steps between writes of checkpoints/last.pt.
+        keep_every: steps between checkpoints that stay beside it as checkpoints/step-N.pt, 0 for none.
+        kept: how many of these stay; older ones are deleted.
+        skip_damaged: go on without a case whose file is damaged, naming it once; otherwise such a case stops
+            the run.
     """
 
     steps: int = 100_000
     batch_size: int = 128
+    accumulate: int = 1
     workers: int = 8
+    prefetch: int = 2
     accelerator: str = "auto"
     devices: int | str = "auto"
     num_nodes: int = 1
-    precision: str = "32-true"
+    precision: str = "auto"
     threads: int = 0
+    channels_last: bool = False
+    compile: bool = False
+    recompute: bool = False
     log_every: int = 20
     checkpoint_every: int = 1000
+    keep_every: int = 0
+    kept: int = 3
+    skip_damaged: bool = False
 
 
 @dataclass
@@ -228,28 +262,14 @@ def check(config: PretrainConfig) -> None:
     Raises:
         ValueError: names the setting, what it is, what was expected and what to change.
     """
-    views, method, train = config.views, config.method, config.train
+    method, train = config.method, config.train
     _positive_triples(config)
     _seed_and_devices(config)
-    level = resolve_level(config.encoder, method.feature_level)
-    stride = stride_at(config.encoder, level)
-    for axis, name in enumerate("DHW"):
-        patch, largest = views.patch_size[axis], views.patch_size[axis] * views.crop_scale[1]
-        if patch % stride[axis]:
-            raise ValueError(
-                f"views.patch_size is {patch} on axis {name}, which the encoder's total stride "
-                f"{stride[axis]} at method.feature_level {method.feature_level} does not divide: "
-                "change the patch or encoder.strides"
-            )
-        if largest > views.context_size[axis]:
-            raise ValueError(
-                f"views.context_size is {views.context_size[axis]} on axis {name}, smaller than the largest "
-                f"crop {patch} × {views.crop_scale[1]} = {largest:.1f}: enlarge it to hold both crops"
-            )
-    _in_range("views.min_overlap", views.min_overlap, 0, 1, open_low=True)
-    _in_range("views.flip_probability", views.flip_probability, 0, 1)
-    _in_range("views.min_body_fraction", views.min_body_fraction, 0, 1)
-    _ordered("views.crop_scale", views.crop_scale, least=0.01)
+    _patch_and_context(config)
+    _in_range("views.min_overlap", config.views.min_overlap, 0, 1, open_low=True)
+    _in_range("views.flip_probability", config.views.flip_probability, 0, 1)
+    _in_range("views.min_body_fraction", config.views.min_body_fraction, 0, 1)
+    _ordered("views.crop_scale", config.views.crop_scale, least=0.01)
     _ordered("intensity.clip_hu", config.intensity.clip_hu, least=float("-inf"))
     if config.intensity.clip_hu[0] == config.intensity.clip_hu[1]:
         raise ValueError(
@@ -272,7 +292,16 @@ def check(config: PretrainConfig) -> None:
     for name in ("projector_hidden", "projector_channels", "predictor_hidden"):
         if getattr(method, name) < 1:
             raise ValueError(f"method.{name} must be positive, got {getattr(method, name)}")
-    for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+    if method.regions < 0:
+        raise ValueError(f"method.regions must be 0 (all that is shared) or more, got {method.regions}")
+    if method.regions and not method.crop_prior:
+        raise ValueError(
+            f"method.regions is {method.regions}, but without method.crop_prior nobody knows where the "
+            "regions lie: set method.regions to 0"
+        )
+    _ordered("method.region_scale", method.region_scale, least=0.01)
+    _in_range("method.region_scale", method.region_scale[1], 0, 1)
+    for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "prefetch", "kept"):
         if getattr(train, name) < 1:
             raise ValueError(f"train.{name} must be at least 1, got {getattr(train, name)}")
     if config.optimizer.learning_rate <= 0:
@@ -331,11 +360,33 @@ def _positive_triples(config: PretrainConfig) -> None:
             raise ValueError(f"{name} must be three positive whole numbers (D, H, W), got {triple}")
 
 
+def _patch_and_context(config: PretrainConfig) -> None:
+    views, method = config.views, config.method
+    decoder = method.features == "decoder"
+    levels = chosen_levels(config.encoder, method.feature_level, method.more_levels, decoder)
+    deepest = len(config.encoder.strides) - 1 if decoder else max(levels)
+    stride = stride_at(config.encoder, deepest)
+    for axis, name in enumerate("DHW"):
+        patch, largest = views.patch_size[axis], views.patch_size[axis] * views.crop_scale[1]
+        if patch % stride[axis]:
+            raise ValueError(
+                f"views.patch_size is {patch} on axis {name}, which the encoder's total stride "
+                f"{stride[axis]} at stage {deepest} (method.feature_level {method.feature_level}) does not "
+                "divide: change the patch or encoder.strides"
+            )
+        if largest > views.context_size[axis]:
+            raise ValueError(
+                f"views.context_size is {views.context_size[axis]} on axis {name}, smaller than the largest "
+                f"crop {patch} × {views.crop_scale[1]} = {largest:.1f}: enlarge it to hold both crops"
+            )
+
+
 def _seed_and_devices(config: PretrainConfig) -> None:
     train = config.train
     for name, number in (
         ("seed", config.seed),
         ("train.workers", train.workers),
+        ("train.keep_every", train.keep_every),
         ("train.threads", train.threads),
     ):
         if number < 0:

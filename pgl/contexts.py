@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pgl.augment import Augmentation, sample_augmentation
 from pgl.cache import VolumeCache
 from pgl.config import AugmentSettings, ViewSettings
-from pgl.views import ViewPairs, sample_view_pairs
+from pgl.views import Triple, ViewPairs, sample_regions, sample_view_pairs
 from pgl.worker_signals import survive_one_sigterm
 
 # Air is about −1000 HU with noise, lung about −850: everything above counts as body.
@@ -35,6 +35,7 @@ class Batch:
     Args:
         index: int64 Tensor[B], global sample numbers.
         case: int64 Tensor[B], numbers of the cases in the cache.
+        start: int64 Tensor[B, 3], the volume's voxel at the block's first one; negative where air was added.
         contexts: int16 Tensor[B, 1, D, H, W], HU.
         pairs: the two views of each sample.
         augmentation: for the 2B views, in the order of ``views.cut``.
@@ -42,6 +43,7 @@ class Batch:
 
     index: Tensor
     case: Tensor
+    start: Tensor
     contexts: Tensor
     pairs: ViewPairs
     augmentation: Augmentation
@@ -50,14 +52,19 @@ class Batch:
         return len(self.index)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its data on another device; ``index`` and ``case`` stay on the CPU."""
-        return Batch(
-            self.index,
-            self.case,
-            self.contexts.to(device, non_blocking=True),
-            self.pairs.to(device),
-            self.augmentation.to(device),
+        """The same batch with contexts and views on another device; all else stays on the CPU, where it is
+        used."""
+        return replace(
+            self, contexts=self.contexts.to(device, non_blocking=True), pairs=self.pairs.to(device)
         )
+
+    def without_voxels(self) -> Batch:
+        """The same batch without its blocks, which are nearly all of it."""
+        return replace(self, contexts=self.contexts.new_empty(0))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory from which a GPU copies by itself; torch's loader calls it."""
+        return replace(self, contexts=self.contexts.pin_memory(), pairs=self.pairs.pin_memory())
 
 
 class ContextDataset(Dataset[Batch]):
@@ -75,6 +82,8 @@ class ContextDataset(Dataset[Batch]):
         augment: how intensities are changed.
         seed: of the run.
         stream: ``TRAINING`` or ``VALIDATION``; the same index gives unrelated samples in the two.
+        regions: boxes drawn inside what both views share, 0 for all of it.
+        region_scale: their lowest and highest edge relative to what is shared.
 
     Raises:
         ValueError: ``cases`` is empty.
@@ -88,6 +97,8 @@ class ContextDataset(Dataset[Batch]):
         augment: AugmentSettings,
         seed: int,
         stream: int = TRAINING,
+        regions: int = 0,
+        region_scale: tuple[float, float] = (0.5, 1.0),
     ) -> None:
         if len(cases) == 0:
             raise ValueError("cases is empty: the cache holds no volume to draw samples from")
@@ -97,11 +108,12 @@ class ContextDataset(Dataset[Batch]):
         self.augment = augment
         self.seed = seed
         self.stream = stream
+        self.regions, self.region_scale = regions, region_scale
 
     def __getitem__(self, index: int) -> Batch:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.stream, index]))
         case = self.cases[int(rng.integers(len(self.cases)))]
-        block = self._draw_block(rng, case)
+        block, start = self._draw_block(rng, case)
         views = self.views
         pairs = sample_view_pairs(
             torch.Generator().manual_seed(int(rng.integers(2**62))),
@@ -112,24 +124,32 @@ class ContextDataset(Dataset[Batch]):
             views.min_overlap,
             views.flip_probability,
         )
+        augmentation = sample_augmentation(rng, 2, self.augment)
+        if self.regions:
+            # Drawn last, so that all else is the same with and without them.
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            pairs.regions = sample_regions(generator, pairs.boxes, self.regions, self.region_scale)
         return Batch(
             torch.tensor([index]),
             torch.tensor([case]),
+            torch.tensor([start]),
             torch.from_numpy(block)[None, None],
             pairs,
-            sample_augmentation(rng, 2, self.augment),
+            augmentation,
         )
 
-    def _draw_block(self, rng: np.random.Generator, case: int) -> np.ndarray:
+    def _draw_block(self, rng: np.random.Generator, case: int) -> tuple[np.ndarray, Triple]:
         size = self.views.context_size
         shape = self.cache.cases[case].shape
-        best, best_fraction = None, -1.0
+        best: tuple[np.ndarray, Triple] | None = None
+        best_fraction = -1.0
         for _ in range(_MOST_BLOCKS):
-            start = tuple(_draw_start(rng, extent, edge) for extent, edge in zip(shape, size, strict=True))
+            d, h, w = (_draw_start(rng, extent, edge) for extent, edge in zip(shape, size, strict=True))
+            start = (d, h, w)
             block = self.cache.read_block(case, start, size)
             fraction = float((block > BODY_HU).mean())
             if fraction > best_fraction:
-                best, best_fraction = block, fraction
+                best, best_fraction = (block, start), fraction
             if fraction >= self.views.min_body_fraction:
                 break
         assert best is not None
@@ -147,24 +167,27 @@ def collate(samples: Sequence[Batch]) -> Batch:
     def first_then_second(name: str) -> Tensor:
         return torch.stack([getattr(s.augmentation, name) for s in samples], 1).flatten()
 
+    regions = [s.pairs.regions for s in samples if s.pairs.regions is not None]
     return Batch(
         torch.cat([s.index for s in samples]),
         torch.cat([s.case for s in samples]),
+        torch.cat([s.start for s in samples]),
         torch.cat([s.contexts for s in samples]),
         ViewPairs(
             torch.cat([s.pairs.boxes for s in samples]),
             torch.cat([s.pairs.flips for s in samples]),
             samples[0].pairs.patch_size,
+            torch.cat(regions) if regions else None,
         ),
         Augmentation(**{f.name: first_then_second(f.name) for f in fields(Augmentation)}),
     )
 
 
 class GlobalBatches(Sampler[list[int]]):
-    """The sample numbers that one device reads, step after step.
+    """The sample numbers that one device reads, step after step, in ``pieces`` lists a step.
 
-    Step t of the run holds samples [t·B, (t+1)·B) whatever the number of devices; device r of W takes its
-    r-th part.
+    Step t of the run holds samples [t·B, (t+1)·B) whatever the number of devices and pieces; device r of W
+    takes its r-th part, cut into pieces of equal length.
 
     Args:
         first_step: steps already done.
@@ -172,32 +195,59 @@ class GlobalBatches(Sampler[list[int]]):
         batch_size: B, over all devices.
         rank: r.
         world_size: W.
+        pieces: how many times the gradients are added up before a step.
 
     Raises:
-        ValueError: ``batch_size`` is no multiple of ``world_size``.
+        ValueError: ``batch_size`` is no multiple of ``world_size · pieces``.
     """
 
     def __init__(
-        self, first_step: int, steps: int, batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        first_step: int,
+        steps: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pieces: int = 1,
     ) -> None:
-        if batch_size % world_size:
-            raise ValueError(f"train.batch_size {batch_size} must be a multiple of the {world_size} devices")
+        if batch_size % (world_size * pieces):
+            each = f" of {pieces} pieces (train.accumulate)" if pieces > 1 else ""
+            raise ValueError(
+                f"train.batch_size {batch_size} must be a multiple of the {world_size} devices{each}"
+            )
         self.steps = range(first_step, steps)
         self.batch_size = batch_size
-        self.part = batch_size // world_size
-        self.offset = rank * self.part
+        self.pieces = pieces
+        self.piece = batch_size // world_size // pieces
+        self.offset = rank * self.piece * pieces
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
             first = step * self.batch_size + self.offset
-            yield list(range(first, first + self.part))
+            for piece in range(self.pieces):
+                start = first + piece * self.piece
+                yield list(range(start, start + self.piece))
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.steps) * self.pieces
 
 
-def make_loader(dataset: ContextDataset, batches: GlobalBatches, workers: int) -> DataLoader[Batch]:
-    """The training loader: batches in order, read by ``workers`` processes (0: in this one)."""
+def make_loader(
+    dataset: ContextDataset,
+    batches: GlobalBatches,
+    workers: int,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+) -> DataLoader[Batch]:
+    """The training loader: batches in order, read by ``workers`` processes (0: in this one).
+
+    Args:
+        dataset: the samples.
+        batches: their numbers.
+        workers: reading processes.
+        prefetch: batches that each of them reads ahead.
+        pin_memory: whether a GPU will copy them.
+    """
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -206,6 +256,8 @@ def make_loader(dataset: ContextDataset, batches: GlobalBatches, workers: int) -
         # Forked workers hang when the parent has started threads, as torch and blosc2 do.
         multiprocessing_context="spawn" if workers else None,
         persistent_workers=workers > 0,
+        prefetch_factor=prefetch if workers else None,
+        pin_memory=pin_memory,
         worker_init_fn=survive_one_sigterm if workers else None,
     )
 

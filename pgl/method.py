@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pgl.backbone import Backbone
 from pgl.config import MethodSettings
-from pgl.networks import EncoderSettings, FeatureLevel
+from pgl.networks import EncoderSettings
 from pgl.views import ViewPairs, align, assumed, numbered, scale_of
 from pgl_ops import aligned_cosine_loss3d
+
+_Tensors = list[Tensor]
 
 # GroupNorm's usual number of groups (Wu & He 2018), or the largest one that divides the channels.
 _GROUPS = 32
@@ -69,28 +73,45 @@ class Predictor(VoxelHead):
 class PGL(nn.Module):
     """The online network, the target network and the loss between them.
 
+    With ``more_levels`` each further stage has a projector and a predictor of its own, the ``side_`` ones,
+    and the loss is the mean over the stages.
+
     Args:
         encoder: the network to pretrain.
         settings: heads and alignment.
+        recompute: save memory in the backward pass, see :class:`pgl.backbone.Backbone`.
     """
 
-    def __init__(self, encoder: EncoderSettings, settings: MethodSettings) -> None:
+    def __init__(self, encoder: EncoderSettings, settings: MethodSettings, recompute: bool = False) -> None:
         super().__init__()
         self.aligned_size = settings.aligned_size
         self.sampling_ratio = settings.sampling_ratio
         self.crop_prior, self.flip_prior = settings.crop_prior, settings.flip_prior
-        width = settings.projector_channels
-        self.backbone = FeatureLevel(encoder, settings.feature_level)
-        self.projector = LocalProjector(
-            self.backbone.channels,
-            settings.projector_hidden,
-            width,
-            settings.head_norm,
-            settings.output_norm,
+        self.backbone = Backbone(
+            encoder,
+            settings.feature_level,
+            settings.more_levels,
+            settings.features == "decoder",
+            recompute,
         )
-        self.predictor = Predictor(width, settings.predictor_hidden, width, settings.head_norm)
+        projectors, predictors = zip(
+            *(self._heads(channels, settings) for channels in self.backbone.channels_of), strict=True
+        )
+        self.projector, self.predictor = projectors[0], predictors[0]
+        self.side_projectors = nn.ModuleList(projectors[1:])
+        self.side_predictors = nn.ModuleList(predictors[1:])
         self.target_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self.target_side_projectors = copy.deepcopy(self.side_projectors).requires_grad_(False)
+        self._averaged: tuple[_Tensors, _Tensors, _Tensors, _Tensors] | None = None
+
+    @staticmethod
+    def _heads(channels: int, settings: MethodSettings) -> tuple[LocalProjector, Predictor]:
+        width = settings.projector_channels
+        projector = LocalProjector(
+            channels, settings.projector_hidden, width, settings.head_norm, settings.output_norm
+        )
+        return projector, Predictor(width, settings.predictor_hidden, width, settings.head_norm)
 
     def forward(self, views: Tensor, pairs: ViewPairs) -> Tensor:
         """The loss of a batch, both ways round: each view's prediction against the other view's target.
@@ -100,42 +121,89 @@ class PGL(nn.Module):
             pairs: where they were cut.
 
         Returns:
-            Scalar in [0, 4]: the mean over samples, both directions and aligned voxels of ‖p̂ − ẑ‖².
+            Scalar in [0, 4]: the mean over samples, both directions, aligned voxels, regions and stages of
+            ‖p̂ − ẑ‖².
         """
         regions, flips = assumed(pairs, self.crop_prior, self.flip_prior)
-
-        online = self.projector(self.backbone(views))
-        prediction = self.predictor(self.align(online, regions, flips))
+        features = self.backbone.maps(views)
         with torch.no_grad():
-            target = self.target_projector(self.target_backbone(views))
+            target_features = self.target_backbone.maps(views)
+        projectors, predictors = self._of_all_levels("projector"), self._of_all_levels("predictor")
+        target_projectors = self._of_all_levels("target_projector")
+        losses = []
+        for level, stride in enumerate(self.backbone.strides):
+            online = projectors[level](features[level])
+            prediction = predictors[level](self.align(online, regions, flips, stride))
+            with torch.no_grad():
+                target = target_projectors[level](target_features[level])
+            losses.append(
+                aligned_cosine_loss3d(
+                    prediction=prediction,
+                    features=target,
+                    boxes=_other_view(numbered(regions, len(views))),
+                    spatial_scale=scale_of(stride),
+                    sampling_ratio=self.sampling_ratio,
+                    flips=_other_view(flips),
+                )
+            )
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
-        return aligned_cosine_loss3d(
-            prediction=prediction,
-            features=_other_view(target),
-            boxes=numbered(_other_view(regions)),
-            spatial_scale=scale_of(self.backbone.stride),
-            sampling_ratio=self.sampling_ratio,
-            flips=_other_view(flips),
-        )
+    def align(
+        self,
+        features: Tensor,
+        regions: Tensor,
+        flips: Tensor,
+        stride: tuple[int, int, int] | None = None,
+    ) -> Tensor:
+        """``regions`` (Tensor[2B·R, 6], voxels of the views) of the feature maps (of ``stride``, by default
+        that of the first stage), oriented as the volume is."""
+        stride = stride or self.backbone.stride
+        return align(features, regions, flips, stride, self.aligned_size, self.sampling_ratio)
 
-    def align(self, features: Tensor, regions: Tensor, flips: Tensor) -> Tensor:
-        """``regions`` (Tensor[2B, 6], voxels of the views) of the feature maps, oriented as the volume is."""
-        return align(features, regions, flips, self.backbone.stride, self.aligned_size, self.sampling_ratio)
+    def compile_networks(self) -> None:
+        """Have torch.compile translate both networks and all heads, each at its first call."""
+        for backbone in (self.backbone, self.target_backbone):
+            # The whole path at once: stages share their code, each would count as a new version of it.
+            backbone.maps = torch.compile(backbone.maps)  # type: ignore[method-assign]
+        for name in ("projector", "predictor", "target_projector"):
+            for head in self._of_all_levels(name):
+                head.compile()
+
+    def _of_all_levels(self, name: str) -> list[nn.Module]:
+        side = f"target_side_{name[7:]}s" if name.startswith("target_") else f"side_{name}s"
+        return [getattr(self, name), *getattr(self, side)]
 
     @torch.no_grad()
     def update_target(self, decay: float) -> None:
         """target ← decay·target + (1 − decay)·online, for weights and running statistics alike."""
-        for target, online in (
-            (self.target_backbone, self.backbone),
-            (self.target_projector, self.projector),
-        ):
-            slow = [*target.parameters(), *target.buffers()]
-            fast = [*online.parameters(), *online.buffers()]
-            for old, new in zip(slow, fast, strict=True):
-                if old.is_floating_point():
-                    old.lerp_(new, 1 - decay)
-                else:
-                    old.copy_(new)
+        if self._averaged is None:
+            self._averaged = self._pairs_to_average()
+        slow, fast, counters, counted = self._averaged
+        torch._foreach_lerp_(slow, fast, 1 - decay)
+        for old, new in zip(counters, counted, strict=True):
+            old.copy_(new)
+
+    def _pairs_to_average(self) -> tuple[_Tensors, _Tensors, _Tensors, _Tensors]:
+        slow: _Tensors = []
+        fast: _Tensors = []
+        counters: _Tensors = []
+        counted: _Tensors = []
+        for name in ("backbone", "projector", "side_projectors"):
+            target, online = getattr(self, f"target_{name}"), getattr(self, name)
+            for old, new in zip(
+                [*target.parameters(), *target.buffers()],
+                [*online.parameters(), *online.buffers()],
+                strict=True,
+            ):
+                into, of = (slow, fast) if old.is_floating_point() else (counters, counted)
+                into.append(old)
+                of.append(new)
+        return slow, fast, counters, counted
+
+    def _apply(self, *arguments: Any, **options: Any) -> PGL:
+        # A move to another device or layout makes new buffers.
+        self._averaged = None
+        return super()._apply(*arguments, **options)
 
 
 def ema_decay(step: int, steps: int, start: float, end: float) -> float:

@@ -3,80 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from pgl.config import OptimizerSettings
-
-
-class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling, for large batches.
-
-    For each parameter w with gradient g::
-
-        d = g + weight_decay·w
-        d = d · trust·‖w‖ / ‖d‖     where ``adapt`` is set and both norms are positive
-        v = momentum·v + d
-        w = w − lr·v
-
-    Source: You et al., arXiv 1708.03888, in the form that BYOL uses (biases and norms neither adapted nor
-    decayed).
-
-    Args:
-        params: parameters or groups; a group may set ``adapt`` and ``weight_decay``.
-        lr: learning rate.
-        momentum: share of the velocity that is kept.
-        weight_decay: L2 decay, added to the gradient.
-        trust: the trust coefficient.
-        adapt: whether a group's steps are scaled.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust: float = 1e-3,
-        adapt: bool = True,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "trust": trust,
-            "adapt": adapt,
-        }
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; ``closure`` re-evaluates the loss, as in every torch optimiser."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
-        return loss
-
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        direction = parameter.grad.add(parameter, alpha=group["weight_decay"])  # type: ignore[union-attr]
-        if group["adapt"]:
-            weight_norm, norm = parameter.norm(), direction.norm()
-            usable = (weight_norm > 0) & (norm > 0)
-            direction = direction * torch.where(usable, group["trust"] * weight_norm / norm, 1.0)
-        state = self.state[parameter]
-        if "velocity" not in state:
-            state["velocity"] = torch.zeros_like(parameter)
-        velocity = state["velocity"].mul_(group["momentum"]).add_(direction)
-        parameter.add_(velocity, alpha=-group["lr"])
+from pgl.lars import LARS
 
 
 def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> Optimizer:
@@ -89,9 +22,9 @@ def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> Optimizer
         {"params": vectors, "weight_decay": 0.0},
     ]
     if settings.name == "adamw":
-        return AdamW(groups, lr=settings.learning_rate)
+        return AdamW(groups, lr=settings.learning_rate, fused=True)
     if settings.name == "sgd":
-        return SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
+        return SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, fused=True)
     if settings.name == "lars":
         groups[1]["adapt"] = False
         return LARS(groups, lr=settings.learning_rate, momentum=settings.momentum)

@@ -15,6 +15,8 @@ The run's folder, RUN/::
         initial.pt         the untrained network (step 0)
         last.pt            the latest step, with all that ``--resume`` needs
         best.pt            the step with the highest matching accuracy so far
+        step-N.pt          with train.keep_every: last.pt as it was after step N, the newest few of them
+    bad-batch-N.json       where step N had a loss that is not finite: the cases and boxes of its views
 
 What a checkpoint holds is written in :mod:`pgl.checkpoint`; all of them load with ``weights_only=True``.
 """
@@ -23,7 +25,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +34,24 @@ import torch
 from lightning_fabric import Fabric
 
 from pgl.cache import VolumeCache
-from pgl.checkpoint import BEST, INITIAL, LAST, checkpoint_path, save_checkpoint
+from pgl.checkpoint import (
+    BEST,
+    INITIAL,
+    LAST,
+    checkpoint_path,
+    keep_last,
+    remove_partial,
+    save_checkpoint,
+)
 from pgl.config import PretrainConfig, check, to_plain
 from pgl.contexts import Batch, ContextDataset, GlobalBatches, make_loader, split_cases
-from pgl.method import PGL, ema_decay
+from pgl.device_feed import on_device
+from pgl.method import PGL
 from pgl.networks import count_parameters, seeded_module
-from pgl.optimizers import build_optimizer, learning_rate_at
 from pgl.record import RunRecord, write_environment, write_settings
-from pgl.state import restore, state_of, state_to_resume
-from pgl.validation import Validation, prepare_views
+from pgl.state import refuse_what_is_not_finite, restore, state_of, state_to_resume
+from pgl.step import TrainingStep, devices_of, precision_of
+from pgl.validation import Validation
 from pgl.watch import LossWatch, agree, finish_the_step_on_signal
 from pgl.worker_signals import shielded_children
 
@@ -48,7 +60,8 @@ def pretrain(config: PretrainConfig) -> Path:
     """Run, or with ``config.resume`` continue, a pretraining.
 
     A resumed run ends in the same weights as one that was never interrupted (bitwise, on one CPU with the
-    same number of threads). SIGINT and SIGTERM finish the step, write ``last.pt`` and then raise
+    same number of threads), and its metrics are those of one, but for times. SIGINT, SIGTERM and SIGUSR1
+    finish the step (with several processes: the next one that is logged), write ``last.pt`` and then raise
     KeyboardInterrupt.
 
     Args:
@@ -62,7 +75,9 @@ def pretrain(config: PretrainConfig) -> Path:
             to resume.
         FileNotFoundError: no cache at ``config.data``, or nothing at ``config.output`` to resume.
         FileExistsError: ``config.output`` holds a run and ``resume`` is not set, or no run and it is.
-        FloatingPointError: the loss is no longer finite; the message names the cases of that step.
+        FloatingPointError: the loss or the weights are no longer finite; the message names the cases of the
+            step and the file that describes its batch.
+        OSError: something cannot be written; checkpoints that are there stay whole.
         KeyboardInterrupt: stopped by a signal, after the state was saved.
     """
     check(config)
@@ -71,11 +86,12 @@ def pretrain(config: PretrainConfig) -> Path:
     cache = VolumeCache(config.data)
     saved = state_to_resume(config, cache)
     train = config.train
+    devices, num_nodes = devices_of(train)
     fabric = Fabric(
         accelerator=train.accelerator,
-        devices=train.devices,
-        num_nodes=train.num_nodes,
-        precision=train.precision,  # type: ignore[arg-type]
+        devices=devices,
+        num_nodes=num_nodes,
+        precision=precision_of(train),  # type: ignore[arg-type]
     )
     fabric.launch()
     return _Run(config, cache, fabric, saved).run()
@@ -93,19 +109,31 @@ class _Run:
         self.metrics: dict[str, float] = saved["metrics"] if saved else {}
         self.best: dict[str, float] = saved["best"] if saved else {}
 
-        self.method: PGL = seeded_module(config.seed, lambda: PGL(config.encoder, config.method))
-        if fabric.world_size > 1 and fabric.device.type == "cuda":
-            self.method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.method)  # type: ignore[assignment]
-        optimizer = build_optimizer(self.method, config.optimizer)
-        self.forward, self.optimizer = fabric.setup(self.method, optimizer)
+        recompute = config.train.recompute
+        method = seeded_module(config.seed, lambda: PGL(config.encoder, config.method, recompute))
+        self.do_step = TrainingStep(config, method, fabric)
+        self.method, self.optimizer = self.do_step.method, self.do_step.optimizer
         if saved:
             # After the set-up, so that the optimiser's state lands on the device of the parameters.
-            restore(self.method, optimizer, saved)
+            restore(self.method, self.optimizer, saved)
 
         case_ids = [case.case_id for case in cache.cases]
         training, validation = split_cases(case_ids, config.validation.fraction, config.seed)
         self.case_ids = case_ids
-        self.dataset = ContextDataset(cache, training, config.views, config.augment, config.seed)
+        self.dataset = ContextDataset(
+            cache,
+            training,
+            config.views,
+            config.augment,
+            config.seed,
+            regions=config.method.regions,
+            region_scale=config.method.region_scale,
+        )
+        if fabric.is_global_zero:
+            remove_partial(self.folder)
+        self.losses = LossWatch(
+            fabric, case_ids, self.folder, self.step, saved["pending_losses"] if saved else ()
+        )
         self.record = RunRecord(self.folder, self.step, config.train.steps, fabric.is_global_zero)
         self.validation = Validation(cache, validation, config) if fabric.is_global_zero else None
         if fabric.is_global_zero:
@@ -115,7 +143,7 @@ class _Run:
         steps = self.config.train.steps
         if self.step == 0:
             self._validate()
-            self._save(INITIAL)
+            self._save(INITIAL, together=False)
         self.record.start()
         try:
             with finish_the_step_on_signal() as asked_to_stop:
@@ -127,34 +155,44 @@ class _Run:
 
     def _loop(self, asked_to_stop: threading.Event) -> None:
         train, fabric = self.config.train, self.fabric
-        batches = GlobalBatches(
-            self.step, train.steps, train.batch_size, fabric.global_rank, fabric.world_size
+        numbers = GlobalBatches(
+            self.step,
+            train.steps,
+            train.batch_size,
+            fabric.global_rank,
+            fabric.world_size,
+            train.accumulate,
         )
-        losses = LossWatch(fabric, self.case_ids)
-        for batch in self._read(batches, asked_to_stop):
-            losses.add(self._training_step(batch.to(fabric.device)), batch)
+        batches = on_device(self._read(numbers, asked_to_stop), fabric.device)
+        while pieces := list(islice(batches, train.accumulate)):
+            self.losses.add(self._training_step(pieces), pieces)
             self.step += 1
             last = self.step == train.steps
             # Whether to stop is agreed upon where all processes meet.
             together = self.step % train.log_every == 0 or last
             if together:
-                self._log(losses)
+                self._log()
             stop = agree(fabric, asked_to_stop.is_set()) if together or fabric.world_size == 1 else False
             if last or self.step % self.config.validation.every == 0:
-                losses.check()
+                self.losses.check()
                 self._validate()
-                losses.restart_clock()
-            if last or stop or self.step % train.checkpoint_every == 0:
-                losses.check()
+                self.losses.restart_clock()
+            keep = bool(train.keep_every) and self.step % train.keep_every == 0
+            if last or stop or keep or self.step % train.checkpoint_every == 0:
+                self.losses.check()
                 self._save(LAST)
+                if keep and fabric.is_global_zero:
+                    keep_last(self.folder, self.step, train.kept)
             if stop and not last:
                 self._say_stopped()
                 raise KeyboardInterrupt
             self.record.show(self.step)
 
     def _read(self, numbers: GlobalBatches, asked_to_stop: threading.Event) -> Iterator[Batch]:
+        train = self.config.train
+        on_gpu = self.fabric.device.type == "cuda"
         with shielded_children():
-            batches = iter(make_loader(self.dataset, numbers, self.config.train.workers))
+            batches = iter(make_loader(self.dataset, numbers, train.workers, train.prefetch, on_gpu))
         while True:
             try:
                 batch = next(batches)
@@ -164,7 +202,7 @@ class _Run:
                 # Whoever asked to stop may have ended the reading processes as well; the last step is whole.
                 if not asked_to_stop.is_set():
                     raise
-                self._save(LAST)
+                self._save(LAST, together=False)
                 self._say_stopped()
                 raise KeyboardInterrupt from error
             yield batch
@@ -172,29 +210,17 @@ class _Run:
     def _say_stopped(self) -> None:
         self.record.say(f"stopped after step {self.step}; `--resume` goes on from here")
 
-    def _training_step(self, batch: Batch) -> torch.Tensor:
-        step, steps = self.step, self.config.train.steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, steps, self.config.optimizer)
-        loss = self.forward(prepare_views(batch, self.config), batch.pairs)
-        self.optimizer.zero_grad()
-        self.fabric.backward(loss)
-        self.optimizer.step()
-        self.method.update_target(self._ema(step))
-        return loss.detach()
+    def _training_step(self, pieces: Sequence[Batch]) -> torch.Tensor:
+        return self.do_step(self.step, pieces)
 
-    def _ema(self, step: int) -> float:
-        method = self.config.method
-        return ema_decay(step, self.config.train.steps, method.ema_start, method.ema_end)
-
-    def _log(self, losses: LossWatch) -> None:
-        loss, speed = losses.collect()
+    def _log(self) -> None:
+        loss, speed = self.losses.collect()
         numbers = {
             "loss": loss,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "ema": self._ema(self.step - 1),
+            "ema": self.do_step.decay(self.step - 1),
             "steps_per_s": speed,
-            "seconds": losses.seconds_since_start(),
+            "seconds": self.losses.seconds_since_start(),
         }
         self.record.write("train", self.step, numbers)
 
@@ -225,19 +251,24 @@ class _Run:
         # The untrained network is a reference, not a result.
         if self.step and now["matching_accuracy"] > self.best.get("matching_accuracy", -math.inf):
             self.best = {**now, "step": self.step}
-            self._save(BEST)
+            self._save(BEST, together=False)
 
-    def _save(self, name: str) -> None:
+    def _save(self, name: str, together: bool = True) -> None:
+        """Write a checkpoint; ``together`` where all processes do so at the same step."""
+        pending = self.losses.pending(together)
         if not self.fabric.is_global_zero:
             return
+        refuse_what_is_not_finite(self.method, self.step)
         content = {
             "step": self.step,
             "samples": self.step * self.config.train.batch_size,
             "spacing_mm": list(self.cache.spacing_mm),
             "metrics": self.metrics,
             "best": self.best,
+            "pending_losses": pending,
             **state_of(self.method, self.optimizer if name == LAST else None, self.config),
         }
+        self.record.secure()
         save_checkpoint(checkpoint_path(self.folder, name), content)
 
     def _write_head(self, training: list[int], validation: list[int]) -> None:
@@ -247,22 +278,30 @@ class _Run:
             "validation": [self.case_ids[i] for i in validation],
         }
         write_settings(self.folder, to_plain(config))
-        write_environment(self.folder, self.fabric.device, self.fabric.world_size, names)
+        precision = precision_of(config.train)
+        write_environment(self.folder, self.fabric.device, self.fabric.world_size, names, precision)
         if self.step:
             say(f"resuming {self.folder} after step {self.step} of {config.train.steps}")
         say(
             f"{len(training)} training and {len(validation)} validation cases of {config.data}, "
-            f"{self.fabric.world_size} × {self.fabric.device.type}, {torch.get_num_threads()} CPU threads"
+            f"{self.fabric.world_size} × {self.fabric.device.type}, {precision}, "
+            f"{torch.get_num_threads()} CPU threads"
         )
         if set(training) & set(validation):
             say(
                 f"validation uses the training cases: {len(self.case_ids)} cases are too few to hold some "
                 "out, or validation.fraction is 0"
             )
-        level, stages = method.backbone.level, len(config.encoder.strides)
-        say(
-            f"encoder {count_parameters(method.backbone):,} trained parameters, features of stage {level} at "
-            f"stride {method.backbone.stride}, whole method {count_parameters(method):,}"
+        backbone = method.backbone
+        of, stages = config.method.features, len(config.encoder.strides)
+        places = " and ".join(
+            f"stage {level} at stride {stride}"
+            for level, stride in zip(backbone.levels, backbone.strides, strict=True)
         )
-        if level < stages - 1:
-            say(f"stages {level + 1} to {stages - 1} lie beyond method.feature_level and stay untrained")
+        say(
+            f"{of} {count_parameters(backbone):,} trained parameters, features of {places}, "
+            f"whole method {count_parameters(method):,}"
+        )
+        deepest = max(backbone.levels)
+        if of == "encoder" and deepest < stages - 1:
+            say(f"stages {deepest + 1} to {stages - 1} lie beyond method.feature_level and stay untrained")

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,14 @@ class RunRecord:
         self.console = Console(stderr=True, quiet=not enabled)
         if not enabled:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        if step == 0:
-            (folder / METRICS).unlink(missing_ok=True)
-        _drop_later_lines(folder / METRICS, step)
-        self.tensorboard = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1 if step else None)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if step == 0:
+                (folder / METRICS).unlink(missing_ok=True)
+            _drop_later_lines(folder / METRICS, step)
+            self.tensorboard = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1 if step else None)
+        except OSError as error:
+            raise _not_written(Path(error.filename or folder), error) from error
         self.progress = Progress(
             BarColumn(bar_width=8),
             MofNCompleteColumn(),
@@ -56,17 +60,18 @@ class RunRecord:
         """Print a line and keep it in log.txt."""
         if self.enabled:
             self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-            with (self.folder / LOG).open("a", encoding="utf-8") as log:
-                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            _append(self.folder / LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
     def write(self, kind: str, step: int, numbers: dict[str, float]) -> None:
         """Append a line to metrics.jsonl and TensorBoard, and show it."""
         if not self.enabled:
             return
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **numbers}) + "\n")
-        for name, value in numbers.items():
-            self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        _append(self.folder / METRICS, json.dumps({"kind": kind, "step": step, **numbers}))
+        try:
+            for name, value in numbers.items():
+                self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as error:
+            raise _not_written(self.folder / TENSORBOARD, error) from error
         if kind == "train":
             speed = f"{numbers['steps_per_s']:.2f} steps/s"
             self.show(step, loss=f"loss {numbers['loss']:.3f}", speed=speed)
@@ -86,11 +91,20 @@ class RunRecord:
         if self.enabled:
             self.progress.start()
 
+    def secure(self) -> None:
+        """Have the lines so far on the disk, before a checkpoint says that its run got so far."""
+        path = self.folder / METRICS
+        if self.enabled and path.exists():
+            with path.open("ab") as file:
+                os.fsync(file.fileno())
+
     def close(self) -> None:
         """Take the bar away and flush TensorBoard."""
         if self.enabled:
             self.progress.stop()
-            self.tensorboard.close()
+            # What it holds stands in metrics.jsonl too; an error here would hide the one that ended the run.
+            with suppress(OSError):
+                self.tensorboard.close()
 
 
 def write_settings(folder: Path, plain_config: dict[str, Any]) -> None:
@@ -101,7 +115,7 @@ def write_settings(folder: Path, plain_config: dict[str, Any]) -> None:
 
 
 def write_environment(
-    folder: Path, device: torch.device, world_size: int, cases: dict[str, list[str]]
+    folder: Path, device: torch.device, world_size: int, cases: dict[str, list[str]], precision: str
 ) -> None:
     """Add this start of the run to environment.json: versions, machine, command line, cases."""
     path = folder / ENVIRONMENT
@@ -118,8 +132,26 @@ def write_environment(
         "processes": world_size,
         "cpu_cores": os.cpu_count(),
         "cpu_threads": torch.get_num_threads(),
+        "precision": precision,
     }
     write_json(path, {"cases": cases, "starts": [*starts, start]})
+
+
+def _append(path: Path, line: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> OSError:
+    told = OSError(
+        f"cannot write {path}: {error.strerror or error}; the checkpoints are unchanged: make room or permit "
+        "writing, then go on with --resume"
+    )
+    told.errno = error.errno
+    return told
 
 
 def _drop_later_lines(path: Path, step: int) -> None:

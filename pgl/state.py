@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 
 import pgl
 from pgl.cache import VolumeCache
 from pgl.checkpoint import BEST, LAST, checkpoint_path, load_checkpoint
-from pgl.config import PretrainConfig, to_plain
+from pgl.config import PretrainConfig, from_plain, to_plain
 from pgl.contexts import split_cases
 from pgl.method import PGL
 from pgl.networks import describe
@@ -18,8 +20,10 @@ from pgl.run_folder import METRICS, cases_of, refuse_what_is_no_run, steps_measu
 
 # Settings that a resumed run may change: they move the work elsewhere without changing what is computed.
 _FREE_SETTINGS = {
-    "data", "output", "resume", "train.workers", "train.accelerator", "train.devices", "train.num_nodes",
-    "train.threads", "train.log_every", "train.checkpoint_every", "validation.collapse_threshold",
+    "data", "output", "resume", "train.workers", "train.prefetch", "train.accelerator", "train.devices",
+    "train.num_nodes", "train.threads", "train.channels_last", "train.compile", "train.recompute",
+    "train.log_every", "train.checkpoint_every", "train.keep_every", "train.kept", "train.skip_damaged",
+    "validation.collapse_threshold",
 }  # fmt: skip
 
 
@@ -31,27 +35,51 @@ def state_of(method: PGL, optimizer: Optimizer | None, config: PretrainConfig) -
         "network": describe(config.encoder),
         "feature_level": method.backbone.level,
         "feature_stride": list(method.backbone.stride),
-        "online": {
-            "encoder": method.backbone.encoder.state_dict(),
-            "projector": method.projector.state_dict(),
-            "predictor": method.predictor.state_dict(),
-        },
-        "target": {
-            "encoder": method.target_backbone.encoder.state_dict(),
-            "projector": method.target_projector.state_dict(),
-        },
+        "online": _states(method, ""),
+        "target": _states(method, "target_"),
         "optimizer": None if optimizer is None else _plain_state(optimizer),
     }
 
 
 def restore(method: PGL, optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Put the networks and the optimiser into the state of a checkpoint."""
-    method.backbone.encoder.load_state_dict(saved["online"]["encoder"])
-    method.projector.load_state_dict(saved["online"]["projector"])
-    method.predictor.load_state_dict(saved["online"]["predictor"])
-    method.target_backbone.encoder.load_state_dict(saved["target"]["encoder"])
-    method.target_projector.load_state_dict(saved["target"]["projector"])
+    for side, prefix in (("online", ""), ("target", "target_")):
+        for name, module in _modules(method, prefix).items():
+            module.load_state_dict(saved[side][name])
     optimizer.load_state_dict(saved["optimizer"])
+
+
+def refuse_what_is_not_finite(method: PGL, step: int) -> None:
+    """Stop before weights that a bad gradient has spoilt take the place of a good checkpoint.
+
+    Raises:
+        FloatingPointError: a weight is NaN or infinite.
+    """
+    norms = torch._foreach_norm([p.detach().float() for p in method.parameters()])
+    if not torch.stack(norms).isfinite().all():
+        raise FloatingPointError(
+            f"weights are not finite after step {step}, though the loss still was: lower "
+            "optimizer.learning_rate, or use train.precision=32-true; the checkpoints hold the last good "
+            "state"
+        )
+
+
+def _states(method: PGL, prefix: str) -> dict[str, Any]:
+    return {name: module.state_dict() for name, module in _modules(method, prefix).items()}
+
+
+def _modules(method: PGL, prefix: str) -> dict[str, nn.Module]:
+    """The parts of the online (``""``) or the target (``"target_"``) network, named as in a checkpoint."""
+    backbone = getattr(method, f"{prefix}backbone")
+    modules = {"encoder": backbone.encoder, "projector": getattr(method, f"{prefix}projector")}
+    if not prefix:
+        modules["predictor"] = method.predictor
+    if backbone.decoder is not None:
+        modules["decoder"] = backbone.decoder
+    for name in ("side_projectors", "side_predictors")[: 1 if prefix else 2]:
+        if len(getattr(method, prefix + name)):
+            modules[name] = getattr(method, prefix + name)
+    return modules
 
 
 def state_to_resume(config: PretrainConfig, cache: VolumeCache) -> dict[str, Any] | None:
@@ -85,7 +113,8 @@ def state_to_resume(config: PretrainConfig, cache: VolumeCache) -> dict[str, Any
             )
         return None
     saved = load_checkpoint(last)
-    then, now = _flat(saved["config"]), _flat(to_plain(config))
+    # Settings that were added since have what the run did without them as their default.
+    then, now = _flat(to_plain(from_plain(saved["config"]))), _flat(to_plain(config))
     changed = sorted(
         key for key in then.keys() | now.keys() if key not in _FREE_SETTINGS and then.get(key) != now.get(key)
     )

@@ -11,6 +11,8 @@ views, rows [B, 2B) the second ones, so ``chunk(2)`` separates them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -32,12 +34,16 @@ class ViewPairs:
         boxes: float64 Tensor[B, 2, 6], what each view shows, in voxels of its context block.
         flips: bool Tensor[B, 2, 3], the axes on which each view is mirrored.
         patch_size: (D, H, W) voxels that each view is scaled to.
+        regions: float64 Tensor[B, R, 6], the boxes inside both views that are compared, in voxels of the
+            context block; by default all that both share, R = 1.
 
     Raises:
         ValueError: a tensor has another shape or dtype.
     """
 
-    def __init__(self, boxes: Tensor, flips: Tensor, patch_size: Triple) -> None:
+    def __init__(
+        self, boxes: Tensor, flips: Tensor, patch_size: Triple, regions: Tensor | None = None
+    ) -> None:
         if boxes.dtype != torch.float64 or boxes.shape[1:] != (2, 6):
             raise ValueError(
                 f"boxes must be a float64 Tensor[B, 2, 6], got {boxes.dtype} {list(boxes.shape)}"
@@ -48,7 +54,13 @@ class ViewPairs:
             )
         self.boxes = boxes
         self.flips = flips
+        if regions is not None and (regions.shape[::2] != (len(boxes), 6) or regions.dtype != torch.float64):
+            raise ValueError(
+                f"regions must be a float64 Tensor[{len(boxes)}, R, 6], got {regions.dtype} "
+                f"{list(regions.shape)}"
+            )
         self.patch_size = patch_size
+        self.regions = regions
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -66,8 +78,20 @@ class ViewPairs:
         return place(regions.repeat(2, 1), self.flat_boxes(), self.flat_flips(), self.patch_size)
 
     def to(self, device: torch.device | str) -> ViewPairs:
-        """The same pairs on another device."""
-        return ViewPairs(self.boxes.to(device), self.flips.to(device), self.patch_size)
+        """The same pairs on another device, without waiting for it if they are pinned."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> ViewPairs:
+        """The same pairs in memory from which a GPU copies by itself."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def tensors(self) -> list[Tensor]:
+        """What the pairs consist of."""
+        return [self.boxes, self.flips, *([] if self.regions is None else [self.regions])]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ViewPairs:
+        boxes, flips, *regions = map(change, self.tensors())
+        return ViewPairs(boxes, flips, self.patch_size, *regions)
 
 
 def sample_view_pairs(
@@ -139,6 +163,30 @@ def overlap(boxes: Tensor) -> Tensor:
     return _shared_volume(boxes) / smaller
 
 
+def sample_regions(
+    generator: torch.Generator, boxes: Tensor, count: int, scale: tuple[float, float]
+) -> Tensor:
+    """Draw boxes inside what both boxes of each pair share.
+
+    Each edge is that of the shared region times a factor from ``scale``, at a uniform place inside it.
+
+    Args:
+        generator: CPU generator; the result is a function of its state.
+        boxes: float64 Tensor[B, 2, 6], on the CPU.
+        count: boxes a pair, R.
+        scale: lowest and highest factor, in (0, 1].
+
+    Returns:
+        float64 Tensor[B, R, 6] in the coordinates of ``boxes``.
+    """
+    low, high = shared_region(boxes)[:, None].chunk(2, -1)
+    factor, place = torch.rand(2, len(boxes), count, 3, generator=generator, dtype=torch.float64)
+    edge = (high - low) * (scale[0] + factor * (scale[1] - scale[0]))
+    first = low + place * (high - low - edge)
+    # Rounding must not lead out of the shared region.
+    return torch.cat([first, torch.minimum(first + edge, high)], -1)
+
+
 def shared_region(boxes: Tensor) -> Tensor:
     """The box Tensor[B, 6] that both boxes of each pair Tensor[B, 2, 6] cover, in the same coordinates.
 
@@ -164,7 +212,8 @@ def place(region: Tensor, box: Tensor, flips: Tensor, patch_size: Triple) -> Ten
     Returns:
         Tensor[K, 6] in voxels of the view.
     """
-    patch = torch.tensor(patch_size, dtype=box.dtype, device=box.device)
+    # Filled on the device: copying three numbers there would make the CPU wait for it.
+    patch = torch.stack([torch.full_like(box[:, 0], size) for size in patch_size], 1)
     zoom = patch / (box[:, 3:] - box[:, :3])
     low = (region[:, :3] - box[:, :3]) * zoom
     high = (region[:, 3:] - box[:, :3]) * zoom
@@ -182,14 +231,19 @@ def assumed(pairs: ViewPairs, crop_prior: bool = True, flip_prior: bool = True) 
         flip_prior: whether it knows their mirrors; if not, the region is where it is, but is not turned back.
 
     Returns:
-        Tensor[2B, 6], in voxels of the views, and bool Tensor[2B, 3], both for :func:`align`.
+        Tensor[2B·R, 6], in voxels of the views, and bool Tensor[2B·R, 3], both for :func:`align`.
     """
     flips = pairs.flat_flips()
-    if crop_prior:
+    if crop_prior and pairs.regions is not None:
+        count = pairs.regions.shape[1]
+        flips = flips.repeat_interleave(count, 0)
+        boxes = pairs.flat_boxes().repeat_interleave(count, 0)
+        regions = place(pairs.regions.flatten(0, 1).repeat(2, 1), boxes, flips, pairs.patch_size)
+    elif crop_prior:
         regions = pairs.placed(shared_region(pairs.boxes))
     else:
-        whole = torch.tensor((0, 0, 0, *pairs.patch_size), dtype=torch.float64, device=pairs.boxes.device)
-        regions = whole.expand(len(flips), 6)
+        edge = pairs.boxes[:, 0, 0].repeat(2)
+        regions = torch.stack([torch.full_like(edge, n) for n in (0, 0, 0, *pairs.patch_size)], 1)
     return regions, flips if flip_prior else torch.zeros_like(flips)
 
 
@@ -220,24 +274,25 @@ def align(
 
     Args:
         features: Tensor[N, C, d, h, w], one feature map a view.
-        regions: Tensor[N, 6], one region a view, in voxels of the view (:func:`place`).
-        flips: bool Tensor[N, 3] of the views, which is undone.
+        regions: Tensor[N·R, 6], R regions a view, in voxels of the view (:func:`place`).
+        flips: bool Tensor[N·R, 3] of their views, which is undone.
         stride: (D, H, W) view voxels a feature voxel.
         size: (D, H, W) voxels of the result.
         sampling_ratio: samples a bin and axis, −1 for as many as the bin has feature voxels.
 
     Returns:
-        Tensor[N, C, *size]; the same voxel of two views of a sample shows the same place.
+        Tensor[N·R, C, *size]; the same voxel of two views of a sample shows the same place.
     """
     return pgl_ops.roi_align3d(
-        features, numbered(regions), size, scale_of(stride), sampling_ratio, flips=flips
+        features, numbered(regions, len(features)), size, scale_of(stride), sampling_ratio, flips=flips
     )
 
 
-def numbered(regions: Tensor) -> Tensor:
-    """Tensor[N, 7]: each row of Tensor[N, 6] with its own number in front, for one box an image."""
-    index = torch.arange(len(regions), device=regions.device, dtype=regions.dtype)
-    return torch.cat([index[:, None], regions], 1)
+def numbered(regions: Tensor, views: int) -> Tensor:
+    """Tensor[N·R, 7]: each row of Tensor[N·R, 6], R for each of N views, with its view's number in front."""
+    row = torch.arange(len(regions), device=regions.device)
+    number = row.div(max(len(regions) // max(views, 1), 1), rounding_mode="floor")
+    return torch.cat([number[:, None].to(regions.dtype), regions], 1)
 
 
 def scale_of(stride: Triple) -> tuple[float, float, float]:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
 
+from pgl.atomic import write_json
 from pgl.contexts import Batch
+from pgl.worker_signals import STOPPING
+
+# A terminal and a launcher may both pass the same Ctrl-C on.
+_SECONDS_TO_A_SECOND_ONE = 1.0
 
 
 class LossWatch:
@@ -22,47 +28,83 @@ class LossWatch:
     Args:
         fabric: the processes that train together.
         case_ids: names of the cache's cases.
+        folder: of the run, where a batch with a bad loss is described.
+        step: steps done so far.
+        pending: losses of those among them that no line of metrics holds yet.
     """
 
-    def __init__(self, fabric: Fabric, case_ids: list[str]) -> None:
-        self.fabric, self.case_ids = fabric, case_ids
-        self.values: list[torch.Tensor] = []
-        self.cases: list[list[int]] = []
+    def __init__(
+        self, fabric: Fabric, case_ids: list[str], folder: Path, step: int = 0, pending: Sequence[float] = ()
+    ) -> None:
+        self.fabric, self.case_ids, self.folder = fabric, case_ids, folder
+        self.step = step
+        self.values = [torch.tensor(value, device=fabric.device) for value in pending]
+        self.unchecked: list[tuple[int, torch.Tensor, Sequence[Batch]]] = []
         self.began = self.clock = time.perf_counter()
         self.steps = 0
 
-    def add(self, loss: torch.Tensor, batch: Batch) -> None:
-        """Note the loss of a step and the cases it saw."""
+    def add(self, loss: torch.Tensor, pieces: Sequence[Batch]) -> None:
+        """Note the loss of the next step and what it saw."""
+        self.step += 1
         self.values.append(loss)
-        self.cases.append(batch.case.tolist())
+        # The voxels need not stay in memory for it.
+        self.unchecked.append((self.step, loss, [piece.without_voxels() for piece in pieces]))
         self.steps += 1
 
     def check(self) -> None:
-        """Stop all processes if a loss is not finite on any.
+        """Stop all processes if a loss is not finite on any; describe the first such batch in a file.
 
         Raises:
-            FloatingPointError: names the cases of the first such step.
+            FloatingPointError: names the cases of that batch and the file.
         """
-        if not self.values:
+        unchecked, self.unchecked = self.unchecked, []
+        if not unchecked:
             return
-        values = torch.stack(self.values)
-        bad = (~values.isfinite()).nonzero().flatten().tolist()
-        if agree(self.fabric, bool(bad)):
-            value, names = "nan", {"of another process"}
-            if bad:
-                value, names = f"{values[bad[0]]:g}", {self.case_ids[case] for case in self.cases[bad[0]]}
-            raise FloatingPointError(
-                f"the loss became {value} on cases {', '.join(sorted(names))}: look at them with a "
-                "viewer, lower optimizer.learning_rate, or use train.precision=32-true; the checkpoints hold "
-                "the last good state"
-            )
+        fine = torch.stack([loss for _, loss, _ in unchecked]).isfinite().tolist()
+        if not agree(self.fabric, not all(fine)):
+            return
+        value, names, where = "nan", {"of another process"}, ""
+        if not all(fine):
+            step, loss, pieces = unchecked[fine.index(False)]
+            value = f"{float(loss):g}"
+            names = {self.case_ids[case] for piece in pieces for case in piece.case.tolist()}
+            where = f" in step {step} (its batch is described in {self._describe(step, value, pieces)})"
+        raise FloatingPointError(
+            f"the loss became {value} on cases {', '.join(sorted(names))}{where}: look at them with a "
+            "viewer, lower optimizer.learning_rate, or use train.precision=32-true; the checkpoints hold "
+            "the last good state"
+        )
+
+    def _describe(self, step: int, value: str, pieces: Sequence[Batch]) -> Path:
+        """Write the samples of a batch to RUN/bad-batch-N.json, with boxes in voxels of the volumes."""
+        rank = f"-process-{self.fabric.global_rank}" if self.fabric.world_size > 1 else ""
+        path = self.folder / f"bad-batch-{step}{rank}.json"
+        samples: list[dict[str, Any]] = []
+        for piece in pieces:
+            boxes = piece.pairs.boxes.cpu() + piece.start.repeat(1, 2)[:, None]
+            for row, (index, case) in enumerate(zip(piece.index.tolist(), piece.case.tolist(), strict=True)):
+                views = [
+                    {"box_voxels": boxes[row, view].tolist(), "flips": piece.pairs.flips[row, view].tolist()}
+                    for view in range(2)
+                ]
+                samples.append({"sample": index, "case": self.case_ids[case], "views": views})
+        write_json(path, {"step": step, "loss": value, "axes": "D, H, W", "samples": samples})
+        return path
+
+    def pending(self, together: bool = True) -> list[float]:
+        """The losses of the steps since the last line, each the mean over processes; all of them must ask
+        if ``together``, otherwise they are this process's own."""
+        if not self.values:
+            return []
+        losses = torch.stack(self.values).float()
+        return cast(list[float], (_reduced(self.fabric, losses, "mean") if together else losses).tolist())
 
     def collect(self) -> tuple[float, float]:
         """Mean loss over steps and processes since the last call, and steps a second."""
         self.check()
         loss = float(_reduced(self.fabric, torch.stack(self.values).float().mean(), "mean"))
         speed = self.steps / max(time.perf_counter() - self.clock, 1e-9)
-        self.values, self.cases = [], []
+        self.values = []
         self.restart_clock()
         return loss, speed
 
@@ -88,18 +130,23 @@ def _reduced(fabric: Fabric, value: torch.Tensor, how: str) -> torch.Tensor:
 
 @contextmanager
 def finish_the_step_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second SIGINT interrupts at once."""
+    """An event that SIGINT, SIGTERM and SIGUSR1 set; a later, second SIGINT interrupts at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
+    first = 0.0
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        nonlocal first
+        now = time.monotonic()
+        if number == signal.SIGINT and asked.is_set() and now - first > _SECONDS_TO_A_SECOND_ONE:
             raise KeyboardInterrupt
+        if not asked.is_set():
+            first = now
         asked.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in STOPPING}
     try:
         yield asked
     finally:

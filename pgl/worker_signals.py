@@ -11,16 +11,20 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 
+# What asks a run to stop. SLURM sends SIGUSR1 some time before the end (`sbatch --signal=USR1@120`); Windows
+# has none.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
 
 @contextmanager
 def shielded_children() -> Iterator[None]:
-    """Processes started inside begin with SIGINT and SIGTERM blocked; what comes meanwhile is not lost."""
+    """Processes started inside begin with the signals of a stop blocked; what comes meanwhile is not lost."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     # Its first start unblocks both signals.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(STOPPING))
     try:
         yield
     finally:
@@ -28,7 +32,7 @@ def shielded_children() -> Iterator[None]:
 
 
 def survive_one_sigterm(worker: int) -> None:
-    """For the start of a reading process: SIGINT is ignored, and the second SIGTERM ends it.
+    """For the start of a reading process: the second SIGTERM ends it, other signals of a stop are ignored.
 
     The first is the one sent to the whole group; its parent must still be able to end it.
     """
@@ -36,7 +40,8 @@ def survive_one_sigterm(worker: int) -> None:
     def survive(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for other in STOPPING:
+        signal.signal(other, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, survive)
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(STOPPING))

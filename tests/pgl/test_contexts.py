@@ -58,6 +58,7 @@ def same(first: Batch, second: Batch) -> bool:
         torch.equal(first.index, second.index)
         and torch.equal(first.case, second.case)
         and torch.equal(first.contexts, second.contexts)
+        and torch.equal(first.start, second.start)
         and torch.equal(first.pairs.boxes, second.pairs.boxes)
         and torch.equal(first.pairs.flips, second.pairs.flips)
         and all(augmentations)
@@ -92,6 +93,16 @@ def test_blocks_lie_inside_a_volume_that_is_large_enough_and_reach_its_ends():
     assert starts.max(0).tolist() == [9 - 8, 30 - 28, 40 - 28]
 
 
+def test_a_sample_tells_where_its_block_lies(tmp_path):
+    cache = small_cache(tmp_path / "cache")
+    data = dataset(cache)
+    for i in range(5):
+        sample = data[i]
+        start = sample.start[0].tolist()
+        block = cache.read_block(int(sample.case), start, SMALL_VIEWS.context_size)
+        np.testing.assert_array_equal(sample.contexts[0, 0].numpy(), block)
+
+
 def test_a_smaller_volume_lies_whole_in_the_block_with_air_around():
     volume = np.full((5, 20, 40), 7, np.int16)
     data = dataset(ArrayCache(volume), min_body_fraction=0.0)
@@ -109,7 +120,7 @@ def test_blocks_of_air_are_drawn_again():
     volume[..., :60] = 50
     blind, looking = (dataset(ArrayCache(volume), min_body_fraction=share) for share in (0.0, 0.25))
     shares = [
-        [float((data._draw_block(np.random.default_rng(i), 0) > BODY_HU).mean()) for i in range(60)]
+        [float((data._draw_block(np.random.default_rng(i), 0)[0] > BODY_HU).mean()) for i in range(60)]
         for data in (blind, looking)
     ]
     empty = [np.mean(np.array(share) < 0.25) for share in shares]
@@ -157,9 +168,33 @@ def test_a_resumed_run_sees_the_samples_it_would_have_seen():
     assert len(GlobalBatches(3, 5, 8)) == 2
 
 
+def test_pieces_of_a_step_are_the_samples_of_the_whole():
+    whole = list(GlobalBatches(1, 3, 12, 1, 2))
+    pieces = GlobalBatches(1, 3, 12, 1, 2, pieces=3)
+    assert list(pieces) == [[18, 19], [20, 21], [22, 23], [30, 31], [32, 33], [34, 35]]
+    assert [i for piece in pieces for i in piece] == [i for batch in whole for i in batch]
+    assert len(pieces) == 6
+
+
+def test_regions_leave_all_else_of_a_sample_as_it_was(tmp_path):
+    cache = small_cache(tmp_path / "cache")
+    plain = dataset(cache)
+    several = ContextDataset(cache, range(5), SMALL_VIEWS, AugmentSettings(), 0, regions=3)
+    assert all(same(plain[i], several[i]) for i in range(4))
+    regions = collate([several[i] for i in range(4)]).pairs.regions
+    assert regions.shape == (4, 3, 6)
+    assert torch.equal(regions[2], several[2].pairs.regions[0])
+    assert len(regions.flatten(0, 1).unique(dim=0)) == 12
+
+
 def test_a_batch_that_devices_cannot_share_evenly_is_refused():
     with pytest.raises(ValueError, match=r"train\.batch_size 8 must be a multiple of the 3 devices"):
         GlobalBatches(0, 5, 8, 0, 3)
+
+
+def test_pieces_that_do_not_come_out_even_are_refused():
+    with pytest.raises(ValueError, match=r"batch_size 8 must be a multiple of the 2 devices of 3 pieces"):
+        GlobalBatches(0, 5, 8, 0, 2, pieces=3)
 
 
 def test_held_out_cases_are_a_fraction_and_never_train():

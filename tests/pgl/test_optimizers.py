@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from pgl.config import OptimizerSettings
-from pgl.optimizers import LARS, build_optimizer, learning_rate_at
+from pgl.lars import LARS
+from pgl.optimizers import build_optimizer, learning_rate_at
 
 
 def settings(**changes) -> OptimizerSettings:
@@ -33,6 +34,32 @@ def test_lars_follows_its_formula_over_several_steps():
         velocity = 0.9 * velocity + direction
         weight = weight - 0.3 * velocity
         np.testing.assert_allclose(parameter.detach().numpy(), weight, rtol=1e-12)
+
+
+def test_lars_treats_each_of_many_parameters_by_its_own_norms():
+    """Layers of sizes and dtypes side by side take the steps they would take alone; one has no gradient."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3,), (4, 2), (2, 3, 3, 3, 3), (1,)]
+    dtypes = [torch.float32, torch.float64, torch.float32, torch.float64]
+    values = [
+        10**i * torch.randn(s, generator=generator).to(d)
+        for i, (s, d) in enumerate(zip(shapes, dtypes, strict=True))
+    ]
+    idle = nn.Parameter(torch.ones(2))
+    together = [nn.Parameter(value.clone()) for value in values]
+    alone = [nn.Parameter(value.clone()) for value in values]
+    chosen = {"lr": 0.3, "weight_decay": 0.01}
+    optimizers = [LARS([*together, idle], **chosen), *(LARS([parameter], **chosen) for parameter in alone)]
+    for _ in range(3):
+        for one, other in zip(together, alone, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator).to(one.dtype)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other, value in zip(together, alone, values, strict=True):
+        torch.testing.assert_close(one, other)
+        assert not torch.equal(one, value)
+    assert idle.tolist() == [1, 1]
 
 
 def test_lars_without_adaptation_is_sgd_with_momentum():

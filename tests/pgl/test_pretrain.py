@@ -71,10 +71,10 @@ def interrupt_after(monkeypatch, step: int, how) -> None:
     """Do ``how()`` in the middle of the run's ``step``-th step (0-based)."""
     original = module._Run._training_step
 
-    def training_step(self, batch):
+    def training_step(self, pieces):
         if self.step == step:
             how()
-        return original(self, batch)
+        return original(self, pieces)
 
     monkeypatch.setattr(module._Run, "_training_step", training_step)
 
@@ -295,8 +295,8 @@ def test_ctrl_c_to_a_run_with_reading_processes_saves_and_exits_130(cache, tmp_p
 def test_a_reader_that_fails_after_a_stop_was_asked_does_not_cost_the_last_step(cache, tmp_path, monkeypatch):
     config = small_config(cache, tmp_path / "run")
 
-    def broken_loader(*_):
-        loader = original(*_)
+    def broken_loader(*arguments):
+        loader = original(*arguments)
         for number, batch in enumerate(loader):
             if number == 1:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -336,7 +336,7 @@ def test_an_infinite_loss_stops_the_run_and_names_the_cases(cache, tmp_path, mon
     monkeypatch.setattr(
         module._Run,
         "_training_step",
-        lambda self, batch: original(self, batch) * (self.step < 2 or torch.nan),
+        lambda self, pieces: original(self, pieces) * (self.step < 2 or torch.nan),
     )
     config = small_config(cache, tmp_path / "run")
     with pytest.raises(FloatingPointError, match=r"loss became nan on cases case\d"):

@@ -1,0 +1,136 @@
+"""The network that is pretrained, read at one stage or at several: the encoder, or the whole U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pgl.networks import EncoderSettings, build_encoder, describe, stride_at
+
+# nnU-Net's residual U-Nets have one convolution a decoder stage.
+_CONVOLUTIONS = 1
+# nnU-Net's slope for the weights' initialisation, as in pgl.networks.
+_INITIAL_SLOPE = 1e-2
+
+
+class Backbone(nn.Module):
+    """The encoder, and if wanted the decoder above it, as far as the chosen feature maps need them.
+
+    Parts that no chosen map needs are kept, so that what is exported is whole, but ask for no gradient. The
+    decoder is that of ``ResidualEncoderUNet`` in dynamic-network-architectures, with its parameter names.
+
+    Args:
+        settings: the encoder.
+        level: the stage whose features matter most, by its resolution: 0 is the finest, −1 the deepest that
+            there is. The decoder has no stage at the encoder's deepest level.
+        more_levels: further stages.
+        decoder: read the decoder's stages in place of the encoder's.
+        recompute: keep the outputs of stages only, and compute what lies inside them again in the backward
+            pass: less memory, about a third more time.
+
+    Attributes:
+        level, stride, channels: of the first chosen map.
+        levels, strides, channels_of: of all of them, the first one first.
+
+    Raises:
+        ValueError: there is no such stage, or one is chosen twice.
+    """
+
+    def __init__(
+        self,
+        settings: EncoderSettings,
+        level: int = -1,
+        more_levels: Sequence[int] = (),
+        decoder: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        self.levels = chosen_levels(settings, level, more_levels, decoder)
+        self.strides = [stride_at(settings, one) for one in self.levels]
+        self.channels_of = [settings.features_per_stage[one] for one in self.levels]
+        self.level, self.stride, self.channels = self.levels[0], self.strides[0], self.channels_of[0]
+        self.recompute = recompute
+        whole: Any = build_encoder(describe(settings))
+        above: Any = _build_decoder(whole) if decoder else None
+        if decoder:
+            above.seg_layers.requires_grad_(False)
+            # Decoder stages are counted from the deepest.
+            idle = len(whole.stages) - 1 - min(self.levels)
+            above.stages[idle:].requires_grad_(False)
+            above.transpconvs[idle:].requires_grad_(False)
+        else:
+            whole.stages[max(self.levels) + 1 :].requires_grad_(False)
+        self.encoder, self.decoder = whole, above
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The first chosen map, Tensor[N, channels, D/sd, H/sh, W/sw] of the images Tensor[N, 1, D, H, W]."""
+        return self.maps(images)[0]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """All chosen maps of the images, in the order of ``levels``."""
+        deepest = len(self.encoder.stages) - 1 if self.decoder is not None else max(self.levels)
+        features = self._run(self.encoder.stem, images)
+        found = []
+        for stage in self.encoder.stages[: deepest + 1]:
+            features = self._run(stage, features)
+            found.append(features)
+        if self.decoder is not None:
+            found = self._decode(found)
+        return [found[level] for level in self.levels]
+
+    def _decode(self, skips: list[Tensor]) -> list[Tensor]:
+        """The decoder's maps, each in the place of the encoder's of the same resolution."""
+        found = list(skips)
+        for number, level in enumerate(range(len(skips) - 2, min(self.levels) - 1, -1)):
+            up, stage = self.decoder.transpconvs[number], self.decoder.stages[number]
+
+            def raise_one(below: Tensor, skip: Tensor, up: Any = up, stage: Any = stage) -> Tensor:
+                return cast(Tensor, stage(torch.cat((up(below), skip), 1)))
+
+            found[level] = self._run(raise_one, found[level + 1], skips[level])
+        return found
+
+    def _run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            # Nothing in the network is random.
+            return cast(Tensor, checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False))
+        return part(*inputs)
+
+
+def chosen_levels(
+    settings: EncoderSettings, level: int, more_levels: Sequence[int], decoder: bool
+) -> list[int]:
+    """The stages by their number from 0, the first one first.
+
+    Raises:
+        ValueError: there is no such stage, or one is chosen twice.
+    """
+    stages = len(settings.strides) - int(decoder)
+    of = "of the decoder" if decoder else "of the encoder"
+    for name, one in (("feature_level", level), *(("more_levels", one) for one in more_levels)):
+        if not -stages <= one < stages:
+            raise ValueError(
+                f"method.{name} must lie in [{-stages}, {stages - 1}] for the {stages} stages {of}, got {one}"
+            )
+    levels = [one % stages for one in (level, *more_levels)]
+    if len(set(levels)) < len(levels):
+        raise ValueError(
+            f"method.more_levels must name other stages than method.feature_level {level}, each once, got "
+            f"{list(more_levels)}"
+        )
+    return levels
+
+
+def _build_decoder(encoder: Any) -> Any:
+    from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
+    from dynamic_network_architectures.initialization.weight_init import InitWeights_He
+
+    decoder = UNetDecoder(encoder, num_classes=1, n_conv_per_stage=_CONVOLUTIONS, deep_supervision=False)
+    # It would appear under a second name in every list of parameters.
+    del decoder.encoder
+    decoder.apply(InitWeights_He(_INITIAL_SLOPE))
+    return decoder
