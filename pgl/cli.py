@@ -235,32 +235,19 @@ def _show(arguments: Namespace) -> int:
 
 
 def _export_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the folder of `pgl pretrain`")
-    parser.add_argument(
-        "--format",
-        choices=["encoder"],
-        default="encoder",
-        help="encoder: the encoder's weights and description, for `pgl.load_encoder`",
-    )
-    parser.add_argument(
-        "--output", required=True, metavar="FILE", help="the file to write, replaced if it exists"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        choices=["last", "best", "initial"],
-        default="last",
-        help="the weights: of the last step, of the highest matching accuracy, or of the untrained network",
-    )
+    from pgl import cli_export
+
+    cli_export.describe(parser)
 
 
 def _export(arguments: Namespace) -> int:
-    from pgl.export import export_encoder
+    from pgl import cli_export
 
-    network = export_encoder(arguments.run, arguments.output, arguments.checkpoint)
-    print(
-        f"{arguments.output}: the encoder after {network['trained_steps']} steps; "
-        f"load it with pgl.load_encoder({str(arguments.output)!r})"
-    )
+    try:
+        cli_export.check(arguments)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    cli_export.run(arguments)
     return DONE
 
 
@@ -293,10 +280,11 @@ COMMANDS = {
         _show,
     ),
     "export": Command(
-        "write a run's encoder to one file of plain tensors and data",
-        "RUN --output FILE [--format encoder] [--checkpoint last|best|initial]",
+        "write a run's encoder to one file, for PyTorch and MONAI or for nnU-Net",
+        "RUN --output FILE [--format encoder|nnunet|nnssl] [--checkpoint last|best|initial] [options]",
         _export_arguments,
         _export,
+        _TRIPLES,
     ),
 }
 

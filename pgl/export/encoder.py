@@ -75,15 +75,18 @@ def export_encoder(
 
 
 def encoder_of(source: str | os.PathLike[str], checkpoint: str = "last") -> dict[str, Any]:
-    """The content of an exported file, see above, from a run's folder or from such a file.
+    """The content of an exported file, see above, from a run's folder or from such a file; its weights are
+    known to fit its description.
 
     Raises:
         FileNotFoundError: there is neither a run nor a file.
-        ValueError: like :func:`encoder_of_run` and :func:`read_export`.
+        ValueError: like :func:`encoder_of_run` and :func:`load_encoder`.
     """
-    if Path(source).is_file():
-        return read_export(source)
-    return encoder_of_run(source, checkpoint)
+    if not Path(source).is_file():
+        return encoder_of_run(source, checkpoint)
+    content = read_export(source)
+    restore(content["network"], content["network_weights"], str(source))
+    return content
 
 
 def encoder_of_run(run: str | os.PathLike[str], checkpoint: str = "last") -> dict[str, Any]:
@@ -207,6 +210,12 @@ def restore(network: dict[str, Any], weights: dict[str, Tensor], source: str) ->
     try:
         if arguments["n_stages"] + sum(arguments["n_blocks_per_stage"]) > len(weights):
             raise ValueError("it has more blocks than the file has tensors")
+        if (
+            _feature_strides(arguments["strides"]) != network["feature_strides"]
+            or arguments["input_channels"] != network["input_channels"]
+            or network["feature_level"] >= arguments["n_stages"]
+        ):
+            raise ValueError("feature_strides, input_channels or feature_level contradict them")
         # Without memory for its values, which a description could make arbitrarily many.
         with torch.device("meta"):
             encoder = build_encoder(network)

@@ -19,8 +19,11 @@ import pgl
 from pgl.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
 from pgl.config import PretrainConfig
 from pgl.export import export_encoder, load_encoder, read_export
+from pgl.export.nnssl import export_nnssl
+from pgl.export.nnunet import export_nnunet
 from pgl.networks import build_encoder, describe
 from pgl.pretrain import pretrain
+from tests.pgl.encoder_files import small_plans, write_plans
 from tests.pgl.training_data import make_cache, small_config, small_encoder
 
 
@@ -288,6 +291,38 @@ def test_a_file_that_claims_more_than_it_holds_is_refused_before_memory_is_taken
     with pytest.raises(ValueError, match=r"do not fit|more blocks|does not hold its values"):
         load_encoder(tmp_path / "encoder.pt")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("feature_strides", [[1, 1, 1]] * 3), ("input_channels", 2), ("feature_level", 3)],
+)
+def test_a_description_that_contradicts_itself_is_refused(exported, tmp_path, key, value):
+    file = torch.load(exported, weights_only=True)
+    file["network"][key] = value
+    torch.save(file, tmp_path / "encoder.pt")
+    with pytest.raises(ValueError, match=r"feature_strides, input_channels or feature_level contradict"):
+        load_encoder(tmp_path / "encoder.pt")
+
+
+def test_a_checkpoint_whose_settings_are_gone_is_called_damaged(run, tmp_path):
+    content = torch.load(checkpoint_path(run, LAST), weights_only=True)
+    del content["config"]["views"]
+    checkpoint_path(tmp_path, LAST).parent.mkdir()
+    torch.save(content, checkpoint_path(tmp_path, LAST))
+    with pytest.raises(ValueError, match=r"last\.pt is damaged: .*'views'"):
+        export_encoder(tmp_path, tmp_path / "e.pt")
+
+
+def test_a_run_goes_to_nnunet_without_the_file_between(run, exported, tmp_path):
+    plans = write_plans(tmp_path / "plans.json", small_plans())
+    for source in (run, exported):
+        export_nnunet(source, tmp_path / source.name, plans)
+        export_nnssl(source, tmp_path / f"{source.name}.pth")
+    for one, other in ((run.name, exported.name), (f"{run.name}.pth", f"{exported.name}.pth")):
+        files = [torch.load(tmp_path / name, weights_only=True)["network_weights"] for name in (one, other)]
+        assert files[0].keys() == files[1].keys()
+        assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
 
 
 def test_wrong_arguments_of_export_are_named(run, tmp_path):
