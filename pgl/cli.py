@@ -31,7 +31,7 @@ _EXAMPLE = """\
   pgl phantom --output ct --cases 6
   pgl prepare ct/images --output cache
   pgl pretrain --data cache --output run --config configs/smoke.yaml
-  pgl show run
+  pgl report run
   pgl export run --output encoder.pt"""
 
 
@@ -251,6 +251,51 @@ def _export(arguments: Namespace) -> int:
     return DONE
 
 
+def _report_arguments(parser: ArgumentParser) -> None:
+    from pgl import cli_runs
+
+    cli_runs.report_arguments(parser)
+
+
+def _report(arguments: Namespace) -> int:
+    from pgl import cli_runs
+
+    try:
+        cli_runs.check_report(arguments)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    cli_runs.report(arguments)
+    return DONE
+
+
+def _status_arguments(parser: ArgumentParser) -> None:
+    from pgl import cli_runs
+
+    cli_runs.status_arguments(parser)
+
+
+def _status(arguments: Namespace) -> int:
+    from pgl import cli_runs
+
+    return cli_runs.status(arguments)
+
+
+def _ablate_arguments(parser: ArgumentParser) -> None:
+    from pgl import cli_runs
+
+    cli_runs.ablate_arguments(parser)
+
+
+def _ablate(arguments: Namespace) -> int:
+    from pgl import cli_runs
+
+    try:
+        cli_runs.check_ablate(arguments)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return cli_runs.ablate(arguments)
+
+
 COMMANDS = {
     "phantom": Command(
         "make synthetic abdominal CT with labels, to try everything without data",
@@ -278,6 +323,27 @@ COMMANDS = {
         "RUN [--output DIR] [--pairs N] [--data CACHE]",
         _show_arguments,
         _show,
+    ),
+    "report": Command(
+        "write a run, or several compared, as one HTML page that needs no network",
+        "RUN [RUN ...] [--output FILE] [--pairs N] [--data CACHE]",
+        _report_arguments,
+        _report,
+    ),
+    "status": Command(
+        "say how a run is doing, from another shell",
+        "RUN [--json]",
+        _status_arguments,
+        _status,
+        "Exits with 0 if the run goes on or has finished, 3 if it was stopped before its end or is silent, "
+        "4 if it goes on or has finished with warnings, and 1 if there is no run.",
+    ),
+    "ablate": Command(
+        "pretrain with the crop and the flip prior each on and off, and compare",
+        "--data CACHE --output DIR [--config FILE] [--seeds S,S,...] [--key value ...]",
+        _ablate_arguments,
+        _ablate,
+        f"{_TRIPLES} Runs that are done are kept; the same command goes on with the others.",
     ),
     "export": Command(
         "write a run's encoder to one file, for PyTorch and MONAI or for nnU-Net",
@@ -326,7 +392,7 @@ def _parser(name: str, command: Command) -> ArgumentParser:
         def format_help(self, formatter: HelpFormatter | None = None) -> str:
             # The help of settings is their docstring, whose markup is not for terminals.
             text = re.sub(r"\s+\(default:\s+null\)", "", super().format_help(formatter))
-            text = re.sub(r",\s+default:\s+null\)", ")", text)
+            text = re.sub(r"(\s+\|\s+null)?,\s+default:\s+null\)", ")", text)
             text = re.sub(r"<class\s+'(\w+)'>", r"\1", text)
             return re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "")
 

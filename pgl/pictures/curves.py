@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -25,37 +24,8 @@ _VALIDATION: dict[str, Any] = {**_ENCODER, "color": "#CC79A7", "linewidth": 1.2,
 _PROJECTED: dict[str, Any] = {"color": SECOND, "linewidth": 1.2, "label": "after the projector"}
 
 
-def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The lines of a run's metrics.jsonl by their kind, each kind in the order of steps.
-
-    A step that occurs twice counts once, with its latest numbers. A last line that is cut short, because the
-    run is being written or was killed, is left out.
-
-    Returns:
-        ``{"train": [...], "validation": [...]}``, either list possibly empty.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line that is not the last one is damaged.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: was the run started with `pgl pretrain --output {path.parent}`?")
-    by_step: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "validation": {}}
-    lines = path.read_text("utf-8").splitlines()
-    for number, text in enumerate(lines, start=1):
-        try:
-            entry = json.loads(text)
-            by_step.setdefault(entry["kind"], {})[entry["step"]] = entry
-        except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines):
-                raise ValueError(
-                    f"{path}, line {number}: expected one JSON object, got {text[:60]!r}"
-                ) from error
-    return {kind: [entries[step] for step in sorted(entries)] for kind, entries in by_step.items()}
-
-
 def draw_curves(metrics: dict[str, list[dict[str, Any]]], collapse_threshold: float, path: Path) -> None:
-    """Draw ``curves.png`` from :func:`read_metrics`.
+    """Draw ``curves.png`` from :func:`pgl.run_facts.read_metrics`.
 
     Raises:
         ValueError: nothing was measured yet.

@@ -83,8 +83,8 @@ def draw_features(
             11,
             bottom + whole_height + 0.15,
             "What the network sees in one place, before and after pretraining",
-            "Colours are the three main directions of the features (PCA over everything shown; each network "
-            "has its own colours).\n"
+            "Colours are the three main directions of the features (PCA over the regions and the last "
+            "row's slab; each network has its own colours).\n"
             "Look for: view 1 and view 2 agree, and tissues differ in colour. Matched: "
             "aligned voxels of view 1 whose nearest neighbour in view 2 is the right one (chance "
             f"{chance:.1%}).",

@@ -70,7 +70,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"  {name} " in out for name in ("phantom", "prepare", "pretrain", "show", "export"))
+    assert all(f"  {name} " in out for name in cli.COMMANDS)
 
 
 def test_version_is_the_packages(capsys):
@@ -90,7 +90,7 @@ def test_every_command_has_help(name, capsys):
     assert main([name, "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"usage: pgl {name} ")
-    assert "--output" in out
+    assert "--output" in out or name == "status"
     assert "``" not in out
     assert "null)" not in out
 

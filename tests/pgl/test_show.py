@@ -14,11 +14,12 @@ import torch
 from pgl.cache import VolumeCache
 from pgl.checkpoint import INITIAL, LAST, checkpoint_path
 from pgl.pictures.colours import pca_colours
-from pgl.pictures.curves import draw_curves, read_metrics
+from pgl.pictures.curves import draw_curves
 from pgl.pictures.features import FeaturePicture
 from pgl.pictures.style import Sheet, window
 from pgl.pictures.views import PairPicture, outline
 from pgl.pretrain import pretrain
+from pgl.run_facts import read_metrics
 from pgl.show import choose_pairs, picture_of_pair, show
 from pgl.views import ViewPairs, cut, sample_view_pairs, shared_region
 from tests.pgl.training_data import make_cache, small_config
