@@ -48,7 +48,8 @@ def sample_augmentation(rng: np.random.Generator, count: int, settings: AugmentS
     def draw(name: str, probability: float, neutral: float) -> Tensor:
         low, high = getattr(settings, name)
         value = rng.uniform(low, high, count)
-        return torch.from_numpy(np.where(rng.random(count) < probability, value, neutral)).float()
+        chosen = np.where(rng.random(count) < probability, value, neutral)
+        return torch.from_numpy(chosen.astype(np.float32))
 
     return Augmentation(
         noise_std=draw("noise_variance", settings.noise_probability, 0.0).sqrt(),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,35 +133,37 @@ def sample_view_pairs(
         raise ValueError(f"min_overlap must lie in (0, 1], got {min_overlap}")
     if not 0 <= flip_probability <= 1:
         raise ValueError(f"flip_probability must lie in [0, 1], got {flip_probability}")
-    context = torch.tensor(context_size, dtype=torch.float64)
-    patch = torch.tensor(patch_size, dtype=torch.float64)
-    if bool((patch * crop_scale[1] > context).any()):
+    # In numpy, since this is done for each sample alone and torch's calls cost more than such small numbers.
+    context = np.array(context_size, dtype=np.float64)
+    patch = np.array(patch_size, dtype=np.float64)
+    if (patch * crop_scale[1] > context).any():
         raise ValueError(
             f"context_size {tuple(context_size)} cannot hold a crop of {crop_scale[1]} × patch_size "
             f"{tuple(patch_size)}: enlarge the context or lower crop_scale"
         )
 
-    def draw(count: int) -> Tensor:
-        uniform = torch.rand(2, count, 2, 3, generator=generator, dtype=torch.float64)
+    def draw(count: int) -> np.ndarray:
+        uniform = torch.rand(2, count, 2, 3, generator=generator, dtype=torch.float64).numpy()
         size = patch * (crop_scale[0] + uniform[0] * (crop_scale[1] - crop_scale[0]))
         low = uniform[1] * (context - size)
-        return torch.cat([low, low + size], -1)
+        return np.concatenate([low, low + size], -1)
 
     boxes = draw(batch)
     for _ in range(_MOST_DRAWS - 1):
-        apart = (overlap(boxes) < min_overlap).nonzero().squeeze(1)
+        (apart,) = np.nonzero(_overlap(boxes) < min_overlap)
         if len(apart) == 0:
             break
         boxes[apart] = draw(len(apart))
-    boxes = _move_together(boxes, context, min_overlap)
+    else:
+        boxes = _move_together(boxes, context, min_overlap)
     flips = torch.rand(batch, 2, 3, generator=generator, dtype=torch.float64) < flip_probability
-    return ViewPairs(boxes, flips, tuple(patch_size))  # type: ignore[arg-type]
+    return ViewPairs(torch.from_numpy(boxes), flips, tuple(patch_size))  # type: ignore[arg-type]
 
 
 def overlap(boxes: Tensor) -> Tensor:
-    """Shared volume of each pair Tensor[B, 2, 6] relative to the smaller box: Tensor[B] in [0, 1]."""
-    smaller = (boxes[..., 3:] - boxes[..., :3]).prod(-1).amin(-1)
-    return _shared_volume(boxes) / smaller
+    """Shared volume of each pair Tensor[B, 2, 6], on the CPU, relative to the smaller box: Tensor[B] in
+    [0, 1]."""
+    return torch.from_numpy(_overlap(boxes.numpy()))
 
 
 def sample_regions(
@@ -300,18 +303,19 @@ def scale_of(stride: Triple) -> tuple[float, float, float]:
     return (1 / stride[0], 1 / stride[1], 1 / stride[2])
 
 
-def _shared_volume(boxes: Tensor) -> Tensor:
-    edges = boxes[..., 3:].amin(1) - boxes[..., :3].amax(1)
-    return edges.clamp(min=0).prod(-1)
+def _overlap(boxes: np.ndarray) -> np.ndarray:
+    low, high = boxes[..., :3], boxes[..., 3:]
+    shared = np.maximum(high.min(1) - low.max(1), 0).prod(-1)
+    return shared / (high - low).prod(-1).min(-1)
 
 
-def _move_together(boxes: Tensor, context: Tensor, min_overlap: float) -> Tensor:
+def _move_together(boxes: np.ndarray, context: np.ndarray, min_overlap: float) -> np.ndarray:
     first, second = boxes[:, 0], boxes[:, 1]
     centre = (first[:, :3] + first[:, 3:]) / 2
     size = second[:, 3:] - second[:, :3]
-    low = torch.minimum((centre - size / 2).clamp(min=0), context - size)
-    concentric = torch.stack([first, torch.cat([low, low + size], -1)], 1)
-    boxes = torch.where((overlap(boxes) < min_overlap)[:, None, None], concentric, boxes)
-    same = torch.stack([first, first], 1)
+    low = np.minimum(np.maximum(centre - size / 2, 0), context - size)
+    concentric = np.stack([first, np.concatenate([low, low + size], -1)], 1)
+    boxes = np.where((_overlap(boxes) < min_overlap)[:, None, None], concentric, boxes)
+    same = np.stack([first, first], 1)
     # Rounding must not turn two equal boxes into "not quite all of it".
-    return torch.where((overlap(boxes) < min_overlap)[:, None, None], same, boxes)
+    return np.where((_overlap(boxes) < min_overlap)[:, None, None], same, boxes)
