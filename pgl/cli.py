@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pgl
+from pgl import cli_downstream
 from pgl.cli_text import expand, explain, usage_message, value_of
 from pgl.run_folder import CONFIG, refuse_what_is_no_run
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
-_POSITIONALS = ("source", "run")
+_POSITIONALS = ("source", "run", "predictions", "labels")
 _EXAMPLE = """\
   pgl phantom --output ct --cases 6
   pgl prepare ct/images --output cache
@@ -98,8 +99,8 @@ def _run(words: list[str]) -> int:
         return _without_command(words)
     name, command = words[0], COMMANDS[words[0]]
     words = expand(words[1:])
-    if name == "pretrain":
-        words = _settings_to_resume(words) + words
+    if name in ("pretrain", "finetune"):
+        words = _settings_to_resume(name, words) + words
     from jsonargparse import ArgumentError
 
     parser = _parser(name, command)
@@ -200,7 +201,7 @@ def _pretrain(arguments: Namespace) -> int:
     return DONE
 
 
-def _settings_to_resume(words: list[str]) -> list[str]:
+def _settings_to_resume(name: str, words: list[str]) -> list[str]:
     """``--resume`` without ``--config`` goes on with the settings that the run has written."""
     output = value_of("--output", words)
     if output is None or value_of("--resume", words) != "true" or value_of("--config", words) is not None:
@@ -208,6 +209,8 @@ def _settings_to_resume(words: list[str]) -> list[str]:
     written = Path(output) / CONFIG
     if written.is_file():
         return [f"--config={written}"]
+    if name == "finetune":
+        raise FileNotFoundError(f"no run of `pgl finetune` at {output} to resume: it has no {CONFIG}")
     refuse_what_is_no_run(Path(output))
     return []
 
@@ -296,6 +299,22 @@ def _ablate(arguments: Namespace) -> int:
     return cli_runs.ablate(arguments)
 
 
+def _finetune(arguments: Namespace) -> int:
+    from pgl.downstream.config import FinetuneConfig, check
+
+    settings = vars(arguments).copy()
+    del settings["config"]
+    config = FinetuneConfig(**settings)
+    try:
+        check(config)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    from pgl.downstream.train import finetune
+
+    finetune(config)
+    return DONE
+
+
 COMMANDS = {
     "phantom": Command(
         "make synthetic abdominal CT with labels, to try everything without data",
@@ -351,6 +370,27 @@ COMMANDS = {
         _export_arguments,
         _export,
         _TRIPLES,
+    ),
+    "finetune": Command(
+        "train a segmentation network from few labels, on pretrained weights or none, and test it",
+        "--data CACHE --weights FILE|random --output RUN [--fraction F] [--seed S] [--config FILE] [options]",
+        cli_downstream.finetune_arguments,
+        _finetune,
+        _TRIPLES,
+    ),
+    "predict": Command(
+        "segment images with a fine-tuned network, each on its own grid",
+        "RUN SOURCE [SOURCE ...] --output DIR [options]",
+        cli_downstream.predict_arguments,
+        cli_downstream.predict,
+        "Exits with 1 if a file was rejected; the others are segmented all the same.",
+    ),
+    "evaluate": Command(
+        "score a folder of predicted label maps against the true ones",
+        "PREDICTIONS LABELS [--output FILE] [options]",
+        cli_downstream.evaluate_arguments,
+        cli_downstream.evaluate,
+        "Exits with 1 if something has no partner or cannot be compared.",
     ),
 }
 

@@ -1,0 +1,93 @@
+"""The words of ``pgl finetune``, ``pgl predict`` and ``pgl evaluate``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+
+def finetune_arguments(parser: ArgumentParser) -> None:
+    from pgl.downstream.config import FinetuneConfig
+
+    parser.add_argument(
+        "--config",
+        action="config",
+        metavar="FILE",
+        help="YAML file with settings, see configs/; what the command line says overrides it",
+    )
+    parser.add_class_arguments(FinetuneConfig)
+
+
+def predict_arguments(parser: ArgumentParser) -> None:
+    from pgl.downstream.config import InferenceSettings
+
+    parser.add_argument("run", metavar="RUN", help="the folder of `pgl finetune`, or its model.pt")
+    parser.add_argument("source", nargs="+", metavar="SOURCE", help="folders and files, as for `pgl prepare`")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the label maps")
+    for name, help in (
+        ("include", "patterns of files to take"),
+        ("exclude", "patterns of files to leave out"),
+    ):
+        parser.add_argument(f"--{name}", type=list[str], default=[], help=help)
+    parser.add_argument("--accelerator", choices=["auto", "cpu", "cuda"], default="auto", help="the device")
+    parser.add_class_arguments(InferenceSettings, "inference")
+
+
+def predict(arguments: Namespace) -> int:
+    from pgl.downstream.predict import predict
+
+    written, report = predict(
+        arguments.run,
+        arguments.source,
+        arguments.output,
+        arguments.include,
+        arguments.exclude,
+        arguments.accelerator,
+        arguments.inference,
+    )
+    print(f"{arguments.output}: {len(written)} label maps; class numbers are in labels.json")
+    return report.exit_code
+
+
+def evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("predictions", metavar="PREDICTIONS", help="folder of predicted label maps")
+    parser.add_argument("labels", metavar="LABELS", help="folder of true label maps of the same names")
+    parser.add_argument("--prediction_name", default="*", help="how predictions are called, such as '*_0000'")
+    parser.add_argument("--label_name", default="*", help="how labels are called, such as '*_seg'")
+    parser.add_argument("--classes", metavar="FILE", help="JSON or YAML file of class names and numbers")
+    parser.add_argument(
+        "--merge",
+        type=dict[str, list[int]],
+        metavar="JSON",
+        help="numbers of the labels that make up each predicted class, such as '{\"kidney\": [4, 5]}'",
+    )
+    parser.add_argument("--output", metavar="FILE", help="the scores (default: PREDICTIONS/scores.csv)")
+
+
+def evaluate(arguments: Namespace) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from pgl.downstream.evaluate import evaluate
+    from pgl.downstream.results import show, write_csv
+    from pgl.prepare_report import printable
+
+    scores, problems = evaluate(
+        arguments.predictions,
+        arguments.labels,
+        arguments.prediction_name,
+        arguments.label_name,
+        arguments.classes,
+        arguments.merge,
+    )
+    errors = Console(stderr=True)
+    for path, reason in problems:
+        errors.print(Text(printable(f"not scored: {path}: {reason}")), soft_wrap=True)
+    file = write_csv(arguments.output or Path(arguments.predictions) / "scores.csv", scores)
+    show(scores, Console(), f"{len({s.subject for s in scores})} cases")
+    print(f"{file}: the scores of each case and class")
+    return 1 if problems else 0

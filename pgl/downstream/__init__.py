@@ -1,0 +1,1 @@
+"""What pretrained weights are for: segmentation from few labels, its evaluation, and its use."""

@@ -1,0 +1,133 @@
+"""``pgl evaluate``: score a folder of predicted label maps against a folder of true ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from pgl.downstream.metrics import Score, score_case
+from pgl.images import Limits, RejectedImage
+from pgl.labels.alignment import Geometry, misalignment
+from pgl.labels.classes import HIGHEST_CLASS, read_classes
+from pgl.labels.pairs import CLASS_FILES, named_files
+from pgl.labels.reading import check_classes, read_label
+
+SAME_GRID_MM = 1e-3
+
+
+def evaluate(
+    predictions: str | os.PathLike[str],
+    labels: str | os.PathLike[str],
+    prediction_name: str = "*",
+    label_name: str = "*",
+    classes: str | os.PathLike[str] | None = None,
+    merge: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[list[Score], list[tuple[str, str]]]:
+    """Score each prediction against the label of the same name, on the label's grid.
+
+    Args:
+        predictions, labels: folders of label maps, searched to the bottom.
+        prediction_name, label_name: how the files are called, one ``*`` for what a pair has in common.
+        classes: JSON or YAML file of class names and numbers; otherwise ``labels.json`` in or beside
+            ``predictions``, otherwise the numbers in the labels.
+        merge: name → numbers in the labels that make it up; the predictions hold the classes numbered from 1
+            in this order. For a network that was trained on merged classes.
+
+    Returns:
+        The scores, and (path, reason) of what has no partner or cannot be compared.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: nothing can be compared.
+    """
+    folders = [Path(predictions), Path(labels)]
+    for name, folder in zip(("predictions", "labels"), folders, strict=True):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{name}: no folder at {folder}")
+    (ours, first), (theirs, second) = (
+        named_files(folder, pattern)
+        for folder, pattern in zip(folders, (prediction_name, label_name), strict=True)
+    )
+    problems = [*first, *second]
+    problems += [(str(ours[n]), "prediction without label") for n in sorted(set(ours) - set(theirs))]
+    problems += [(str(theirs[n]), "label without prediction") for n in sorted(set(theirs) - set(ours))]
+    pairs: dict[str, tuple[sitk.Image, sitk.Image]] = {}
+    limits = Limits((1.0, 1.0, 1.0), (1, 1, 1), 2**31, 0.1)
+    for name in sorted(set(ours) & set(theirs)):
+        try:
+            pairs[name] = (read_label(str(ours[name]), limits), read_label(str(theirs[name]), limits))
+        except RejectedImage as error:
+            problems.append((str(ours[name]), f"with {theirs[name]}: {error}"))
+    names, table = _classes(folders[0], classes, merge, [label for _, label in pairs.values()])
+    scores: list[Score] = []
+    for name, (prediction, label) in pairs.items():
+        try:
+            if merge is None:
+                check_classes(label, names, allow_empty=True)
+            check_classes(prediction, names, allow_empty=True)
+            prediction = _onto(prediction, label)
+        except RejectedImage as error:
+            problems.append((str(ours[name]), str(error)))
+            continue
+        truth = table[sitk.GetArrayViewFromImage(label)]
+        mask = table_of(names)[sitk.GetArrayViewFromImage(prediction)]
+        scores += score_case(name, mask, truth, list(names.values()), label.GetSpacing()[::-1])
+    if not scores:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in problems[:3])
+        raise ValueError(f"nothing to compare in {predictions} and {labels}: {reasons or 'no label maps'}")
+    return scores, problems
+
+
+def table_of(names: Mapping[int, str]) -> np.ndarray:
+    """uint8 [256]: number in a file → position of its class, from 1."""
+    table = np.zeros(HIGHEST_CLASS + 1, np.uint8)
+    for position, number in enumerate(names, start=1):
+        table[number] = position
+    return table
+
+
+def _classes(
+    predictions: Path,
+    file: str | os.PathLike[str] | None,
+    merge: Mapping[str, Sequence[int]] | None,
+    labels: Sequence[sitk.Image],
+) -> tuple[dict[int, str], np.ndarray]:
+    """Number → name in the predictions, and the table from the labels' numbers to positions."""
+    if merge is not None:
+        table = np.zeros(HIGHEST_CLASS + 1, np.uint8)
+        for position, (name, numbers) in enumerate(merge.items(), start=1):
+            for number in numbers:
+                if not 0 < number <= HIGHEST_CLASS or table[number]:
+                    raise ValueError(f"merge: number {number} of {name!r} is 0, above 255 or there twice")
+                table[number] = position
+        return dict(enumerate(merge, start=1)), table
+    places = (folder / name for folder in (predictions, predictions.parent) for name in CLASS_FILES)
+    path = file or next((place for place in places if place.is_file()), None)
+    if path is not None:
+        names = read_classes(path)
+    else:
+        seen: set[int] = set()
+        for label in labels:
+            seen |= {int(n) for n in np.unique(sitk.GetArrayViewFromImage(label)) if n}
+        names = {number: f"class_{number}" for number in sorted(seen)}
+    return names, table_of(names)
+
+
+def _onto(prediction: sitk.Image, label: sitk.Image) -> sitk.Image:
+    """The prediction on the label's grid.
+
+    Raises:
+        RejectedImage: it lies elsewhere.
+    """
+    ours, theirs = Geometry.of(prediction), Geometry.of(label)
+    same = tuple(ours.size_xyz) == tuple(theirs.size_xyz)
+    if same and np.abs(ours.corners_mm() - theirs.corners_mm()).max() < SAME_GRID_MM:
+        return prediction
+    reason = misalignment(ours, theirs)
+    if reason:
+        raise RejectedImage(f"prediction and label: {reason.replace('its image', 'the other')}")
+    return sitk.Resample(prediction, label, sitk.Transform(), sitk.sitkNearestNeighbor, 0)

@@ -1,0 +1,131 @@
+"""``pgl predict``: segment images of any format, each on its own grid."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import SimpleITK as sitk
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from pgl.atomic import atomic_path, write_json
+from pgl.downstream.config import InferenceSettings
+from pgl.downstream.inference import probabilities
+from pgl.downstream.model_file import Segmenter, load_model
+from pgl.downstream.setup import accelerator as chosen_accelerator
+from pgl.images import (
+    Grid,
+    Limits,
+    RejectedImage,
+    check_intensities,
+    find_files,
+    read_file,
+    read_series,
+    resample,
+)
+from pgl.images.native import split_suffixes
+from pgl.labels.resampling import probabilities_onto
+from pgl.prepare_case import Job
+from pgl.prepare_jobs import list_jobs
+from pgl.prepare_report import PrepareReport, printable
+from pgl.workers import usable_cores
+
+CLASSES = "labels.json"
+MAXIMUM_VOXELS = 2**30
+SLICE_TOLERANCE = 0.1
+
+
+def predict(
+    run: str | os.PathLike[str],
+    sources: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    accelerator: str = "auto",
+    inference: InferenceSettings | None = None,
+    console: Console | None = None,
+) -> tuple[list[Path], PrepareReport]:
+    """Segment every CT in ``sources``.
+
+    An image is brought to the grid that the network was trained on, as by ``pgl prepare``; the probabilities
+    are interpolated linearly back to the image's own grid, where the largest wins.
+
+    Args:
+        run: the folder of ``pgl finetune``, or its model.pt.
+        sources: folders and files, as for ``pgl prepare``.
+        output: folder for ``NAME.nii.gz``, uint8 with the image's own size, spacing, origin and direction,
+            and for ``labels.json``, names and numbers of the classes.
+        include, exclude: patterns as for ``pgl prepare``.
+        accelerator: ``auto``, ``cpu`` or ``cuda``.
+        inference: sliding window; the defaults if None.
+        console: where progress and rejections are shown; standard error if None.
+
+    Returns:
+        The files written, and a report whose ``rejected`` names what could not be used.
+
+    Raises:
+        FileNotFoundError: no model or source.
+        ValueError: a damaged model, or no usable CT.
+    """
+    device = torch.device("cuda" if chosen_accelerator(accelerator) in ("cuda", "gpu") else "cpu")
+    model = load_model(run, device)
+    limits = Limits(model.spacing_mm, (1, 1, 1), MAXIMUM_VOXELS, SLICE_TOLERANCE)
+    folder = Path(output)
+    report = PrepareReport(os.fspath(folder))
+    found = find_files(sources, include, exclude, skip_folder=folder)
+    written: list[Path] = []
+    with Progress(console=console or Console(stderr=True)) as progress:
+        for entry in found.rejected:
+            report.reject(*entry, progress.console)
+        jobs = list_jobs(found, [], report.output, limits, usable_cores(), report, progress)
+        names = _names(jobs)
+        bar = progress.add_task("segmenting", total=len(jobs))
+        for job, name in zip(jobs, names, strict=True):
+            try:
+                if job.unreadable:
+                    raise RejectedImage("incomplete: files that may be slices of it cannot be read")
+                image, grid = read_series(job.headers, limits) if job.headers else read_file(job.path, limits)
+                check_intensities(sitk.GetArrayViewFromImage(image))
+            except RejectedImage as error:
+                report.reject(job.path, str(error), progress.console)
+            else:
+                written.append(folder / f"{name}.nii.gz")
+                _write(written[-1], segment(model, image, grid, device, inference or InferenceSettings()))
+            progress.advance(bar)
+    if not written:
+        shown = ", ".join(printable(os.fspath(s)) for s in sources)
+        raise ValueError(f"no usable CT in {shown}: {len(report.rejected)} rejected")
+    write_json(folder / CLASSES, {name: n for n, name in enumerate(["background", *model.classes])})
+    return written, report
+
+
+def segment(
+    model: Segmenter, image: sitk.Image, grid: Grid, device: torch.device, settings: InferenceSettings
+) -> sitk.Image:
+    """The classes of an image on its own grid: a uint8 image of the same geometry."""
+    volume = resample(image, grid)
+    found = probabilities(model.network, volume, model.patch_size, model.intensity, settings, device)
+    mask = sitk.GetImageFromArray(probabilities_onto(image, found, grid))
+    mask.CopyInformation(image)
+    return mask
+
+
+def _names(jobs: Sequence[Job]) -> list[str]:
+    """The name of each image's file or folder; of several with one name, their case's."""
+    short = [_stem(job) for job in jobs]
+    count = Counter(short)
+    return [name if count[name] == 1 else job.case_id for name, job in zip(short, jobs, strict=True)]
+
+
+def _stem(job: Job) -> str:
+    name = os.path.basename(job.path)
+    return name if job.headers else split_suffixes(name)[0]
+
+
+def _write(path: Path, mask: sitk.Image) -> None:
+    with atomic_path(path) as temporary:
+        sitk.WriteImage(mask, str(temporary), useCompression=True)

@@ -1,0 +1,94 @@
+"""The state of a fine-tuning run on disk: started, stopped, continued."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pgl.atomic import atomic_path
+from pgl.downstream.config import FinetuneConfig, to_plain
+from pgl.downstream.splits import Split
+from pgl.run_folder import CONFIG
+from pgl.safe_load import check_header, safe_load
+
+FORMAT, FORMAT_VERSION = "pgl-finetune-state", 1
+LAST = "checkpoints/last.pt"
+# They move the work elsewhere, or change what is tested, not what is trained.
+_FREE = {"data", "output", "resume", "inference"}
+_FREE_TRAIN = {"workers", "accelerator", "threads", "log_every", "checkpoint_every"}
+
+
+def prepare_folder(folder: Path, config: FinetuneConfig) -> None:
+    """Check that a run may write to its folder.
+
+    Raises:
+        FileExistsError: it holds something and ``resume`` is not set, or it holds no run.
+        FileNotFoundError: there is nothing to resume.
+    """
+    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if occupied and not config.resume:
+        raise FileExistsError(
+            f"output {folder} already holds something: give --resume to continue a run, or another --output"
+        )
+    if config.resume and not occupied:
+        raise FileNotFoundError(f"no run at {folder} to resume; leave --resume out")
+    if config.resume and not ((folder / CONFIG).is_file() and (folder / "split.json").is_file()):
+        raise FileExistsError(
+            f"{folder} is no run of `pgl finetune` (it lacks {CONFIG} or split.json): give the run's folder"
+        )
+
+
+def save_state(
+    folder: Path, config: FinetuneConfig, split: Split, step: int, network: nn.Module, optimizer: Any
+) -> None:
+    """Write last.pt, atomically."""
+    state = optimizer.state_dict()
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "config": to_plain(config),
+        "split": dict(vars(split)),
+        "network": dict(network.state_dict()),
+        "optimizer": {
+            "state": dict(state["state"]),
+            "param_groups": [dict(g) for g in state["param_groups"]],
+        },
+    }
+    with atomic_path(folder / LAST) as temporary, temporary.open("wb") as stream:
+        torch.save(content, stream)
+
+
+def load_state(folder: Path, config: FinetuneConfig, split: Split) -> dict[str, Any] | None:
+    """The state to go on from; None for a run that starts, or was stopped before its first checkpoint.
+
+    Raises:
+        ValueError: the settings or the cases differ from those of the run, or the file is damaged.
+    """
+    path = folder / LAST
+    if not config.resume or not path.is_file():
+        return None
+    content = safe_load(path, "the state of a run", "start the run anew with another --output")
+    check_header(path, content, FORMAT, FORMAT_VERSION, "state of `pgl finetune`", "pgl finetune")
+    then, now = _compared(content["config"]), _compared(to_plain(config))
+    changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    if changed:
+        raise ValueError(
+            f"--resume: {', '.join(changed)} differ from the run in {folder}; give --config "
+            f"{folder / CONFIG}, or another --output for a new run"
+        )
+    if content["split"] != dict(vars(split)):
+        raise ValueError(
+            f"--resume: the labelled cases of {config.data} are no longer those of the run in {folder}; give "
+            "its own cache, or another --output for a new run"
+        )
+    return content
+
+
+def _compared(plain: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in plain.items() if key not in _FREE}
+    kept["train"] = {key: value for key, value in kept["train"].items() if key not in _FREE_TRAIN}
+    return kept

@@ -1,0 +1,113 @@
+"""From a run's settings and its weights file: the network, what it is fed, the device, what is said."""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+import pgl
+from pgl.atomic import write_json
+from pgl.config import IntensitySettings
+from pgl.downstream.config import FinetuneConfig
+from pgl.downstream.network import Loaded, summary
+from pgl.networks import default_encoder, describe
+
+
+def description(config: FinetuneConfig, export: dict[str, Any] | None) -> dict[str, Any]:
+    """The encoder's description: of the settings, else of the weights file, else the default."""
+    if config.encoder is not None:
+        return describe(config.encoder)
+    if export is not None:
+        return {key: export["network"][key] for key in ("class", "arguments")}
+    return describe(default_encoder())
+
+
+def intensity(config: FinetuneConfig, export: dict[str, Any] | None) -> IntensitySettings:
+    """HU to network input: of the settings, else of the weights file, else the default."""
+    if config.intensity is not None:
+        return config.intensity
+    if export is None:
+        return IntensitySettings()
+    given = export["network"]["intensity"]
+    return IntensitySettings(tuple(given["clip_hu"]), given["mean_hu"], given["std_hu"])
+
+
+def check_patch(config: FinetuneConfig, description: dict[str, Any]) -> None:
+    """Raise ValueError if the patch does not fit the encoder's strides."""
+    arguments = description["arguments"]
+    stride = [math.prod(axis) for axis in zip(*arguments["strides"], strict=True)]
+    patch = config.patches.patch_size
+    if any(n % s or n == s for n, s in zip(patch, stride, strict=True)):
+        raise ValueError(
+            f"patches.patch_size {tuple(patch)} must be a multiple, at least twice, of the encoder's total "
+            f"stride {tuple(stride)} on each axis (D, H, W)"
+        )
+    if arguments["input_channels"] != 1:
+        raise ValueError(f"the encoder takes {arguments['input_channels']} channels; a cache holds CT alone")
+
+
+def accelerator(name: str) -> str:
+    """The kind of device that ``auto`` stands for."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def precision(config: FinetuneConfig) -> str:
+    """Lightning Fabric's name of the precision."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    on_cuda = accelerator(config.train.accelerator) in ("cuda", "gpu") and torch.cuda.is_available()
+    return "bf16-mixed" if on_cuda and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def environment(fabric: Fabric) -> dict[str, Any]:
+    """Versions, machine and command line, for environment.json."""
+    on_cuda = fabric.device.type == "cuda"
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "pgl_ops": pgl.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(fabric.device) if on_cuda else "cpu",
+        "cpu_threads": torch.get_num_threads(),
+    }
+
+
+def say_loaded(
+    say: Callable[..., None],
+    folder: Path,
+    config: FinetuneConfig,
+    export: dict[str, Any] | None,
+    loaded: Loaded | None,
+    spacing_mm: Sequence[float],
+) -> None:
+    """Say which tensors came from the weights file, and write all names to weights.json."""
+    if export is None or loaded is None:
+        say("weights: random")
+        return
+    where = folder / "weights.json"
+    write_json(where, vars(loaded))
+    say(f"{config.weights}: {len(loaded.loaded)} tensors loaded: {summary(loaded.loaded)}")
+    say(f"{len(loaded.missing)} missing, so they start at random: {summary(loaded.missing) or 'none'}")
+    say(f"{len(loaded.unused)} unused: {summary(loaded.unused) or 'none'}; all names are in {where}")
+    if loaded.reshaped:
+        count, first = len(loaded.reshaped), loaded.reshaped[0]
+        say(f"WARNING: {count} have another shape and were not loaded, such as {first}", style="bold red")
+    network = export["network"]
+    then, now = tuple(network["spacing_mm"]), tuple(spacing_mm)
+    if then != now:
+        say(
+            f"WARNING: the weights were trained at {then} mm (D, H, W), the cache {config.data} has {now} mm",
+            style="bold red",
+        )
+    if network["trained_steps"] == 0:
+        say("the weights come from an untrained network")
