@@ -365,40 +365,6 @@ def test_volumes_smaller_than_a_patch_train_on_padded_blocks(tmp_path):
     assert [line["step"] for line in lines(run, "train")] == [1, 2]
 
 
-TWO_PROCESSES = """
-import sys
-from pathlib import Path
-
-import yaml
-
-from pgl.config import from_plain
-from pgl.pretrain import pretrain
-
-pretrain(from_plain(yaml.safe_load(Path(sys.argv[1]).read_text("utf-8"))))
-"""
-
-
-def test_two_processes_train_like_one(cache, tmp_path):
-    """Without statistics over the batch, its halves on two processes give the losses of the whole."""
-    config = small_config(cache, tmp_path / "one", steps=3)
-    config.method.head_norm, config.method.output_norm = "group", "instance"
-    one = pretrain(config)
-    config.output, config.train.devices = tmp_path / "two", 2
-    script, settings = tmp_path / "run.py", tmp_path / "config.yaml"
-    script.write_text(TWO_PROCESSES, "utf-8")
-    settings.write_text(yaml.safe_dump(to_plain(config)), "utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run(
-        [*launcher, str(script), str(settings)],
-        check=True,
-        capture_output=True,
-        timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(module.__file__).parents[1])},
-    )
-    losses = [[line["loss"] for line in lines(run, "train")] for run in (one, config.output)]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
-
-
 def test_small_runs_learn(cache, tmp_path):
     """Fifty steps on five small volumes lower the loss well below its start."""
     config = small_config(cache, tmp_path / "run", steps=50)
