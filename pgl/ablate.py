@@ -249,7 +249,7 @@ def _pretrain(run: PretrainConfig) -> int:
         # Killed before its first checkpoint: there is nothing to go on from.
         shutil.rmtree(folder)
     process = subprocess.Popen(words)
-    with _forwarded(signal.SIGTERM, process):
+    with _forwarded(process, signal.SIGTERM, signal.SIGUSR1):
         while True:
             try:
                 return process.wait()
@@ -259,13 +259,14 @@ def _pretrain(run: PretrainConfig) -> int:
 
 
 @contextmanager
-def _forwarded(number: signal.Signals, process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hand a signal on to the run, which saves its state and ends."""
+def _forwarded(process: subprocess.Popen[bytes], *numbers: signal.Signals) -> Iterator[None]:
+    """Hand signals on to the run, which saves its state and ends."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(number, lambda *_: process.send_signal(number))
+    before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(number, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

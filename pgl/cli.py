@@ -354,8 +354,8 @@ COMMANDS = {
         "RUN [--json]",
         _status_arguments,
         _status,
-        "Exits with 0 if the run goes on or has finished, 3 if it was stopped before its end or is silent, "
-        "4 if it goes on or has finished with warnings, and 1 if there is no run.",
+        "Exits with 0 if the run goes on or has finished, 3 if it was stopped or failed before its end or is "
+        "silent, 4 if it goes on or has finished with warnings, and 1 if there is no run.",
     ),
     "ablate": Command(
         "pretrain with the crop and the flip prior each on and off, and compare",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor
 
 from pgl.augment import normalise
+from pgl.backbone import Backbone
 from pgl.cache import VolumeCache
 from pgl.config import PretrainConfig
 from pgl.contexts import VALIDATION, Batch, ContextDataset, collate, split_cases
 from pgl.metrics import matching_accuracy
-from pgl.networks import FeatureLevel
 from pgl.pictures.colours import pca_colours
 from pgl.pictures.style import window
 from pgl.views import Triple, align, cut, shared_region
@@ -26,6 +27,8 @@ _LEAST_BODY, _BODY_HU = 0.6, -300
 _CANDIDATES = 8
 # The whole slice is cut to at most this many voxels an axis, so that a large network still fits into memory.
 _WIDEST_SLICE = 384
+# The same where features are nearly as fine as voxels (less than eight of these to one of those).
+_WIDEST_FINE_SLICE = 192
 
 
 @dataclass
@@ -134,17 +137,21 @@ def choose_pairs(cache: VolumeCache, config: PretrainConfig, count: int) -> Exam
 def middle_slab(cache: VolumeCache, case: int, config: PretrainConfig, stride: Triple) -> Slab:
     """The middle of a case, padded to whole feature voxels."""
     shape, spacing_mm = cache.cases[case].shape, cache.spacing_mm
-    in_plane = [-(-min(shape[axis], _WIDEST_SLICE) // stride[axis]) * stride[axis] for axis in (1, 2)]
+    widest = _WIDEST_SLICE if math.prod(stride) >= 8 else _WIDEST_FINE_SLICE
+    in_plane = [-(-min(shape[axis], widest) // stride[axis]) * stride[axis] for axis in (1, 2)]
     size = (config.views.patch_size[0], *in_plane)
     start = tuple((extent - edge) // 2 for extent, edge in zip(shape, size, strict=True))
     hu = torch.from_numpy(cache.read_block(case, start, size))
     return Slab(cache.cases[case].case_id, hu, (size[1] * spacing_mm[1], size[2] * spacing_mm[2]), stride)
 
 
-def feature_level(checkpoint: dict[str, Any], config: PretrainConfig) -> FeatureLevel:
-    """The online encoder of a checkpoint."""
-    network = FeatureLevel(config.encoder, checkpoint["feature_level"])
-    network.encoder.load_state_dict(checkpoint["online"]["encoder"])
+def backbone_of(checkpoint: dict[str, Any], config: PretrainConfig) -> Backbone:
+    """The online network of a checkpoint, as far as its first chosen stage needs it."""
+    method, online = config.method, checkpoint["online"]
+    network = Backbone(config.encoder, method.feature_level, decoder=method.features == "decoder")
+    network.encoder.load_state_dict(online["encoder"])
+    if network.decoder is not None:
+        network.decoder.load_state_dict(online["decoder"])
     return network.eval()
 
 
@@ -153,7 +160,7 @@ def feature_maps(
     chosen: ExamplePairs, slab: Slab, config: PretrainConfig, checkpoint: dict[str, Any]
 ) -> FeatureMaps:
     """What the network of a checkpoint makes of the pairs and of the slab."""
-    network, method = feature_level(checkpoint, config), config.method
+    network, method = backbone_of(checkpoint, config), config.method
     flips = chosen.batch.pairs.flat_flips()
     features = network(normalise(chosen.views_hu, config.intensity))
     aligned = align(

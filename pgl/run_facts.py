@@ -14,6 +14,7 @@ from pgl.run_folder import CONFIG, ENVIRONMENT, LOG, METRICS
 
 _WARNING = "WARNING"
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
+_BAD_BATCH = re.compile(r"bad-batch-(\d+)")
 _SAME_CASES = "validation uses the training cases"
 
 
@@ -28,6 +29,7 @@ class RunFacts:
         train: training lines of metrics.jsonl in the order of steps.
         validation: its validation lines.
         log: lines of log.txt.
+        bad_steps: steps whose batch was described because its loss was not finite.
     """
 
     folder: Path
@@ -36,6 +38,7 @@ class RunFacts:
     train: list[dict[str, Any]]
     validation: list[dict[str, Any]]
     log: list[str] = field(default_factory=list)
+    bad_steps: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -102,9 +105,13 @@ class RunFacts:
                 key = re.sub(r"[\d.]+", "#", text)
                 found[key] = (text, found.get(key, ("", 0))[1] + 1)
         told = [text + (f" (the last of {count})" if count > 1 else "") for text, count in found.values()]
+        told += [
+            f"The loss was not finite in step {step:,}; bad-batch-{step}.json names the cases and boxes."
+            for step in self.bad_steps
+        ]
         lost = [int(line["step"]) for line in self.train if number(line, "loss") is None]
         if lost:
-            told.append(f"The loss was not a finite number at step {lost[0]:,}.")
+            told.append(f"The loss was not finite at step {lost[0]:,}.")
         last, first = self.measured[-1:], self.untrained
         if last and first is not None:
             now, then = number(last[0], "matching_accuracy"), number(first, "matching_accuracy")
@@ -130,6 +137,10 @@ def read_run(folder: str | os.PathLike[str]) -> RunFacts:
     metrics = read_metrics(folder / METRICS)
     log = folder / LOG
     lines = log.read_text("utf-8", errors="replace").splitlines() if log.is_file() else []
+    # Each process that saw such a batch describes it.
+    bad = {
+        int(found[1]) for path in folder.glob("bad-batch-*.json") if (found := _BAD_BATCH.match(path.name))
+    }
     return RunFacts(
         folder,
         settings,
@@ -137,6 +148,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunFacts:
         metrics["train"],
         metrics["validation"],
         lines,
+        sorted(bad),
     )
 
 

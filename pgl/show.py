@@ -11,7 +11,7 @@ from torch import Tensor
 from pgl.cache import VolumeCache
 from pgl.checkpoint import INITIAL, LAST, checkpoint_path, load_checkpoint
 from pgl.config import PretrainConfig, from_plain
-from pgl.examples import ExamplePairs, choose_pairs, feature_level, feature_maps, middle_slab, open_cache
+from pgl.examples import ExamplePairs, backbone_of, choose_pairs, feature_maps, middle_slab, open_cache
 from pgl.metrics import chance
 from pgl.pictures.curves import draw_curves
 from pgl.pictures.features import FeaturePicture, SlicePicture, draw_features
@@ -103,7 +103,7 @@ def _draw_features(
     # The CT in the same slabs as the aligned features, but fine within the slice.
     fine = (size[0], *config.views.patch_size[1:])
     crops = chosen.aligned(list(range(2 * count)), fine)[:, middle].numpy()
-    stride = feature_level(checkpoints[0], config).stride
+    stride = backbone_of(checkpoints[0], config).stride
     slab = middle_slab(cache, int(chosen.batch.case[0]), config, stride)
     untrained, trained = (feature_maps(chosen, slab, config, checkpoint) for checkpoint in checkpoints)
     rows = [

@@ -20,7 +20,7 @@ _RECENT_LINES = 50
 _PATIENCE, _LEAST_PATIENCE_S = 10.0, 60.0
 _STOPPED = "stopped after step"
 
-State = Literal["running", "finished", "stopped", "silent"]
+State = Literal["running", "finished", "stopped", "failed", "silent"]
 
 
 @dataclass
@@ -29,8 +29,9 @@ class Status:
 
     Args:
         run: its folder.
-        state: ``running``; ``finished``: all steps done; ``stopped``: on request, ``--resume`` goes on; or
-            ``silent``: it should have written a line by now, so it is dead, hangs, or is very slow.
+        state: ``running``; ``finished``: all steps done; ``stopped``: on request, ``--resume`` goes on;
+            ``failed``: its loss became infinite or no number; or ``silent``: it should have written a line by
+            now, so it is dead, hangs, or is very slow.
         step, steps: done, and of the whole run.
         loss: of the last training line.
         matching_accuracy, untrained, best, best_step: of the last measurement, at step 0, and at best.
@@ -92,6 +93,8 @@ def status_of(run: str | os.PathLike[str], now: float | None = None) -> Status:
     state: State
     if not left and checkpoint is not None:
         state = "finished"
+    elif facts.bad_steps and facts.bad_steps[-1] > facts.step:
+        state = "failed"
     elif _was_stopped(facts):
         state = "stopped"
     else:
@@ -165,6 +168,8 @@ def _state_in_words(status: Status) -> str:
         return f"SILENT: the last line of metrics is {age} old, a new one was expected within {expected}"
     if status.state == "stopped":
         return "stopped before its end; `pgl pretrain --resume` goes on"
+    if status.state == "failed":
+        return "FAILED: the loss is no longer finite, see the warning"
     return "finished" if status.state == "finished" else f"running, last line {age} ago"
 
 

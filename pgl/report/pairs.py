@@ -13,8 +13,8 @@ from pgl.examples import (
     ExamplePairs,
     FeatureMaps,
     Slab,
+    backbone_of,
     choose_pairs,
-    feature_level,
     feature_maps,
     middle_slab,
     open_cache,
@@ -64,7 +64,7 @@ def pictures_of(
     config = from_plain(checkpoints[0]["config"])
     cache = open_cache(data if data is not None else config.data)
     chosen = choose_pairs(cache, config, pairs)
-    stride = feature_level(checkpoints[0], config).stride
+    stride = backbone_of(checkpoints[0], config).stride
     slab = middle_slab(cache, int(chosen.batch.case[0]), config, stride)
     maps = [feature_maps(chosen, slab, config, checkpoint) for checkpoint in checkpoints]
     slices = len(maps[0].slab_colours)

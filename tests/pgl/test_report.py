@@ -200,6 +200,17 @@ def test_the_region_is_drawn_where_the_geometry_placed_it(run):
         assert not np.array_equal(pixels(before[0]), pixels(after[0]))
 
 
+def test_a_whole_u_net_shows_its_decoders_features(run, tmp_path):
+    config = small_config(run.parent / "cache", tmp_path / "run", steps=2)
+    config.method.features, config.method.feature_level = "decoder", 0
+    config.method.aligned_size = (4, 8, 8)
+    pictures = pictures_of(pretrain(config), 1)
+    assert pixels(pictures.pairs[0]["features"][1][0]).shape == (4, 8, 8, 3)
+    slab = pixels(pictures.slab["features"][1])
+    assert slab.shape[1:3] == (40, 44)  # as fine as the volume
+    assert np.ptp(slab) > 100
+
+
 # --- the page as a file ---
 
 

@@ -77,8 +77,16 @@ def test_a_loss_that_is_no_number_and_an_accuracy_that_did_not_rise_are_warned_o
         validation_line(20, 0.1),
     ]
     first, second = read_run(write_run(tmp_path / "run", lines)).warnings()
-    assert "not a finite number at step 20" in first
+    assert "not finite at step 20" in first
     assert "0.1000 at step 20, is not above that of the untrained network" in second
+
+
+def test_a_batch_that_was_described_is_pointed_at_once(tmp_path):
+    folder = write_run(tmp_path / "run", [training_line(10)])
+    for name in ("bad-batch-17-process-0.json", "bad-batch-17-process-1.json"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    (told,) = read_run(folder).warnings()
+    assert "not finite in step 17" in told
 
 
 def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):

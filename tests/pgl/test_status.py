@@ -78,6 +78,13 @@ def test_a_run_that_was_stopped_is_not_called_silent(tmp_path):
     assert status.state == "stopped"
 
 
+def test_a_run_whose_loss_broke_has_failed_until_it_is_past_that_step(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "bad-batch-43.json").write_text("{}", encoding="utf-8")
+    assert seen(tmp_path, 40, line_s=1).state == "failed"
+    assert seen(tmp_path, 50, line_s=1).state == "running"
+
+
 def test_a_run_that_was_stopped_and_resumed_is_running(tmp_path):
     log = ["stopped after step 40; `--resume` goes on from here", "resuming run after step 40 of 100"]
     assert seen(tmp_path, 40, line_s=1, log=log).state == "running"
