@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pgl.export import load_encoder
+from pgl.export.from_plans import pretraining_settings
 from pgl.export.nnunet import count_classes, export_nnunet
 from pgl.networks import EncoderSettings
 from tests.nnunet.conftest import Dataset, nnunet
@@ -43,18 +44,6 @@ def network_of(plans: Path, dataset: Dataset) -> Any:
     )
 
 
-def planned_encoder(plans: Path) -> EncoderSettings:
-    """Settings of the encoder that nnU-Net planned, as a user would copy them for pretraining."""
-    content = json.loads(plans.read_text(encoding="utf-8"))
-    arguments = content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
-    return EncoderSettings(
-        features_per_stage=arguments["features_per_stage"],
-        strides=arguments["strides"],
-        kernel_sizes=arguments["kernel_sizes"],
-        n_blocks_per_stage=arguments["n_blocks_per_stage"],
-    )
-
-
 def assert_loaded(network: Any, initial: dict[str, torch.Tensor], file: Path) -> None:
     """Every tensor but the segmentation layers' equals the file's; theirs are as they were."""
     written = torch.load(file, weights_only=True)["network_weights"]
@@ -72,7 +61,7 @@ def copy_of(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_weights_for_nnunets_own_plans_load(dataset, tmp_path):
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
-    settings = planned_encoder(dataset.plans)
+    settings = EncoderSettings(**pretraining_settings(dataset.plans)["encoder"])
     strides = np.prod([list(stride) for stride in settings.strides], axis=0)
     encoder = encoder_file(tmp_path / "encoder.pt", settings, patch_size=tuple(map(int, strides * 2)))
     out = tmp_path / "out.pth"

@@ -20,6 +20,7 @@ def encoder_file(
     settings: EncoderSettings | None = None,
     level: int | None = None,
     patch_size: tuple[int, int, int] = (4, 16, 16),
+    intensity: dict[str, Any] | None = None,
 ) -> Path:
     """A file of ``--format encoder`` whose values are those of no initialisation."""
     if settings is None:
@@ -45,7 +46,7 @@ def encoder_file(
             "feature_level": len(settings.strides) - 1 if level is None else level,
             "patch_size": list(patch_size),
             "spacing_mm": [3.0, 1.0, 1.0],
-            "intensity": INTENSITY,
+            "intensity": intensity or INTENSITY,
             "pgl_ops_version": "0.1.0",
             "format_version": FORMAT_VERSION,
             "trained_steps": 7,

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+from jsonargparse import ArgumentParser
 from torch import nn
 
 from pgl.cli import main
+from pgl.config import PretrainConfig
 from pgl.export import load_encoder
+from pgl.export.from_plans import pretraining_settings
 from pgl.export.nnunet import count_classes, export_nnunet
 from pgl.export.plans import differences, read_configuration
 from pgl.networks import EncoderSettings
@@ -340,6 +344,38 @@ def test_plans_of_others_are_never_replaced(encoder, plans, tmp_path):
         export_nnunet(encoder, made, plans, write_plans=made)
     with pytest.raises(ValueError, match=r"NAME\.json"):
         export_nnunet(encoder, tmp_path / "out.pth", plans, write_plans=tmp_path / "made.yaml")
+
+
+def test_an_encoder_pretrained_with_the_plans_settings_fits_them(tmp_path):
+    plans = write_plans(tmp_path / "plans.json", small_plans())
+    settings = pretraining_settings(plans)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    parser = ArgumentParser()
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(PretrainConfig)
+    words = [f"--config={tmp_path / 'config.yaml'}", "--data=cache", "--output=run"]
+    # The method's name before jsonargparse 4.49.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    config = instantiate(parser.parse_args(words))
+    assert settings["intensity"] == {"clip_hu": [-60.0, 210.0], "mean_hu": 80.0, "std_hu": 45.0}
+    encoder = encoder_file(tmp_path / "e.pt", config.encoder, intensity=settings["intensity"])
+    notes = export_nnunet(encoder, tmp_path / "out.pth", plans).notes
+    assert len(notes) == 1 and "spacing" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block": "BottleneckD"}, "pgl does not build the encoder of '3d_fullres': block: the plans have"),
+        ({"nonlin": "torch.nn.ReLU"}, "nonlin: the plans have ReLU"),
+        ({"strides": 2}, "no residual encoder in 3D"),
+        ({"strides": [[1, 1], [2, 2], [2, 2]]}, "no residual encoder in 3D"),
+        ({"features_per_stage": None}, "no residual encoder in 3D"),
+    ],
+)
+def test_plans_whose_encoder_cannot_be_pretrained_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        pretraining_settings(write_plans(tmp_path / "plans.json", small_plans(**changes)))
 
 
 @pytest.mark.parametrize("first", [(1, 2, 2), None])

@@ -51,7 +51,8 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_learns_to_segment_a_bright_block(example, encoder, cohort, tmp_path, capsys):
     words = ["--encoder", encoder, "--images", cohort / "images", "--labels", cohort / "labels"]
-    options = "--steps 40 --rate 1e-2 --patch 8 32 32 --log_every 10 --device cpu".split()
+    options = ["--steps", "40", "--rate", "1e-2", "--patch", "8", "32", "32"]
+    options += ["--log_every", "10", "--device", "cpu"]
     dice = example.train(example.parse([*map(str, words), *options, "--output", str(tmp_path / "unet.pt")]))
     out = capsys.readouterr().out
     losses = [float(line.split("loss ")[1]) for line in out.splitlines() if "loss" in line]
