@@ -102,14 +102,14 @@ def charts_of_runs(runs: Sequence[RunFacts], names: Sequence[str]) -> list[Chart
 def smoothed(points: list[list[float | None]]) -> list[list[float | None]]:
     """Running mean over a share of the curve; a gap takes the mean around it.
 
-    The window is centred and shrinks on both sides alike at the ends, so that a steep beginning stays where
-    it is.
+    The window is centred. At the start it shrinks on both sides alike, so that a steep beginning stays where
+    it is; at the end it only looks back, so that the last value is a mean too.
     """
     half = max(1, round(len(points) * _SMOOTHED_SHARE)) if len(points) > 4 else 0
     result: list[list[float | None]] = []
     for i, (step, _) in enumerate(points):
-        reach = min(half, i, len(points) - 1 - i)
-        near = [y for _, y in points[i - reach : i + reach + 1] if y is not None]
+        back = min(half, i)
+        near = [y for _, y in points[i - back : i + back + 1] if y is not None]
         result.append([step, _rounded(sum(near) / len(near)) if near else None])
     return result
 

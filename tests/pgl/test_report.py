@@ -98,11 +98,14 @@ def test_a_number_that_is_not_finite_is_a_gap(tmp_path):
     assert [y for _, y in training["points"]] == [1.0, None, None, 1.0]
 
 
-def test_a_straight_line_is_its_own_running_mean_up_to_both_ends():
+def test_a_straight_line_is_its_own_running_mean_but_for_its_end():
     straight = [[step, 3.0 - step / 50] for step in range(100)]
-    assert np.allclose(smoothed(straight), straight, atol=1e-5)
+    assert np.allclose(smoothed(straight)[:95], straight[:95], atol=1e-5)
+
+
+def test_a_jagged_line_is_smooth_up_to_its_last_point():
     jagged = [[step, 1.0 + (-1) ** step] for step in range(100)]
-    assert np.ptp([y for _, y in smoothed(jagged)[10:-10]]) < 0.3
+    assert np.ptp([y for _, y in smoothed(jagged)[10:]]) < 0.5
 
 
 def test_a_long_run_is_averaged_to_few_points_that_keep_its_mean(tmp_path):
