@@ -14,6 +14,8 @@ from pgl.run_folder import CONFIG, ENVIRONMENT, LOG, METRICS
 
 _WARNING = "WARNING"
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
+# A number with decimals that stands alone: no part of a case's name.
+_MEASURED = re.compile(r"(?<![\w.-])\d+\.\d+(?![\w.-])")
 _BAD_BATCH = re.compile(r"bad-batch-(\d+)")
 _SAME_CASES = "validation uses the training cases"
 
@@ -102,7 +104,7 @@ class RunFacts:
             text = _TIME_STAMP.sub("", line, count=1)
             if text.startswith((_WARNING, _SAME_CASES)):
                 # The same warning with other numbers is still the same.
-                key = re.sub(r"[\d.]+", "#", text)
+                key = _MEASURED.sub("#", text)
                 found[key] = (text, found.get(key, ("", 0))[1] + 1)
         told = [text + (f" (the last of {count})" if count > 1 else "") for text, count in found.values()]
         told += [

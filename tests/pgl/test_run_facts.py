@@ -69,6 +69,12 @@ def test_the_same_warning_is_told_once_with_its_latest_numbers(tmp_path):
     ]
 
 
+def test_warnings_about_different_cases_are_different(tmp_path):
+    log = [f"WARNING: case {case} is left out" for case in ("a_001", "a_002", "1.2.840.1", "1.2.840.2")]
+    run = read_run(write_run(tmp_path / "run", [training_line(1)], log=log))
+    assert run.warnings() == log
+
+
 def test_a_loss_that_is_no_number_and_an_accuracy_that_did_not_rise_are_warned_of(tmp_path):
     lines = [
         validation_line(0, 0.1),
