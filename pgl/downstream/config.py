@@ -136,6 +136,11 @@ class FinetuneConfig:
             ones of the same seed.
         seed: of the decoder's weights, of the training patients' order and of the patches.
         resume: continue the run in ``output``.
+        source: a data set with labels that is prepared into ``data`` first (or brought up to date there, but
+            not by ``resume``); leave out for a cache that is there already.
+        layout: of ``source``, see :class:`pgl.labels.settings.LabelSettings`.
+        spacing_mm: voxel size (D, H, W) that ``source`` is prepared to, and that a cache must have; leave out
+            for that of the cache (of a ``source``: the default of ``pgl prepare``).
         classes: what is segmented: name → names (or numbers) of the cache's classes that make it up; what is
             not named is background. Leave out for all of the cache's classes.
         split: test cases.
@@ -155,6 +160,9 @@ class FinetuneConfig:
     fraction: float = 1.0
     seed: int = 0
     resume: bool = False
+    source: Path | None = None
+    layout: Literal["auto", "msd", "kits", "bcv", "nnunet"] = "auto"
+    spacing_mm: tuple[float, float, float] | None = None
     classes: dict[str, list[str]] | None = None
     split: SplitSettings = field(default_factory=SplitSettings)
     encoder: EncoderSettings | None = None

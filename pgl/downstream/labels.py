@@ -12,7 +12,7 @@ import numpy as np
 from pgl.cache import VolumeCache
 from pgl.labels.classes import HIGHEST_CLASS
 from pgl.labels.records import LabelRecord
-from pgl.labels.store import read_label_block, read_label_volume, read_labels
+from pgl.labels.store import read_label_block, read_label_volume, read_labels, verify_labels
 
 # Enough for any patch to be found; a whole liver has millions.
 MOST_LOCATIONS = 5000
@@ -48,7 +48,8 @@ class LabelledCache:
 
     Raises:
         FileNotFoundError: no cache there.
-        ValueError: no labels in it, two cases of one name, or a class that its labels do not have.
+        ValueError: no labels in it, a damaged one, two cases of one name, or a class that its labels do not
+            have.
     """
 
     def __init__(
@@ -62,6 +63,9 @@ class LabelledCache:
                 f"{self.path} holds no labels: run pgl prepare with --labels DIR, or on a data set of a "
                 "known layout"
             )
+        damaged = verify_labels(self.path)
+        if damaged:
+            raise ValueError(f"{self.path}: {damaged[0]}: run pgl prepare again to remake it")
         self.subjects = [record.subject for record in self.records]
         twice = sorted({name for name in self.subjects if self.subjects.count(name) > 1})
         if twice:

@@ -17,7 +17,7 @@ from pgl.safe_load import check_header, safe_load
 FORMAT, FORMAT_VERSION = "pgl-finetune-state", 1
 LAST = "checkpoints/last.pt"
 # They move the work elsewhere, or change what is tested, not what is trained.
-_FREE = {"data", "output", "resume", "inference"}
+_FREE = {"data", "output", "resume", "inference", "source", "layout"}
 _FREE_TRAIN = {"workers", "accelerator", "threads", "log_every", "checkpoint_every"}
 
 

@@ -17,8 +17,31 @@ import pgl
 from pgl.atomic import write_json
 from pgl.config import IntensitySettings
 from pgl.downstream.config import FinetuneConfig
+from pgl.downstream.labels import LabelledCache
 from pgl.downstream.network import Loaded, summary
+from pgl.labels.settings import LabelSettings
 from pgl.networks import default_encoder, describe
+from pgl.prepare import PrepareSettings, prepare
+
+
+def labelled_cache(config: FinetuneConfig) -> LabelledCache:
+    """The cache to train on; made from ``config.source`` if that is given.
+
+    Raises:
+        FileNotFoundError: no cache, or no source.
+        ValueError: no usable data, or a cache of another spacing.
+    """
+    if config.source is not None and not config.resume:
+        settings = PrepareSettings() if config.spacing_mm is None else PrepareSettings(config.spacing_mm)
+        prepare([config.source], config.data, settings, labels=LabelSettings(layout=config.layout))
+    cache = LabelledCache(config.data, config.classes)
+    there = cache.images.spacing_mm
+    if config.spacing_mm is not None and tuple(config.spacing_mm) != tuple(there):
+        raise ValueError(
+            f"spacing_mm is {tuple(config.spacing_mm)} (D, H, W), but the cache {config.data} has {there}: "
+            "prepare it anew, or change spacing_mm"
+        )
+    return cache
 
 
 def description(config: FinetuneConfig, export: dict[str, Any] | None) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from pgl.downstream.setup import (
     description,
     environment,
     intensity,
+    labelled_cache,
     precision,
     say_loaded,
 )
@@ -80,7 +81,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     export = None if config.weights == RANDOM else read_export(config.weights)
-    cache = LabelledCache(config.data, config.classes)
+    cache = labelled_cache(config)
     split = split_cases(cache.subjects, config.split, config.fraction, config.seed)
     folder = Path(config.output)
     prepare_folder(folder, config)

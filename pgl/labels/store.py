@@ -116,6 +116,15 @@ def read_label_volume(folder: Path, record: LabelRecord) -> np.ndarray:
     return _read(folder, record, (slice(None),) * 3)
 
 
+def verify_labels(folder: str | os.PathLike[str]) -> list[str]:
+    """Hold every label of a cache against its checksum: one line for each that is damaged."""
+    return [
+        f"{record.case_id}: {record.file} does not have its checksum"
+        for record in read_labels(folder)
+        if not is_label_intact(Path(folder), record)
+    ]
+
+
 def is_label_intact(folder: Path, record: LabelRecord) -> bool:
     """Whether the file has the checksum that was noted when it was written."""
     try:

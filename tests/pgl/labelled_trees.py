@@ -22,23 +22,25 @@ def organ(shape: tuple[int, int, int] = SHAPE, lesion: bool = True) -> np.ndarra
     return label
 
 
-def msd(root: Path, cases: int = 2) -> Path:
+def msd(root: Path, cases: int = 2, organ_name: str = "liver", lesion: bool = True) -> Path:
     """Medical Segmentation Decathlon: dataset.json lists pairs; macOS litter lies about."""
     training = []
     for n in range(cases):
-        write(root / f"imagesTr/liver_{n}.nii.gz", body(seed=n))
-        write(root / f"labelsTr/liver_{n}.nii.gz", organ())
-        training.append({"image": f"./imagesTr/liver_{n}.nii.gz", "label": f"./labelsTr/liver_{n}.nii.gz"})
-    write(root / "imagesTs/liver_9.nii.gz", body(seed=9))
-    (root / "imagesTr/._liver_0.nii.gz").write_bytes(b"litter")
+        write(root / f"imagesTr/{organ_name}_{n}.nii.gz", body(seed=n))
+        write(root / f"labelsTr/{organ_name}_{n}.nii.gz", organ(lesion=lesion))
+        training.append(
+            {"image": f"./imagesTr/{organ_name}_{n}.nii.gz", "label": f"./labelsTr/{organ_name}_{n}.nii.gz"}
+        )
+    write(root / f"imagesTs/{organ_name}_9.nii.gz", body(seed=9))
+    (root / f"imagesTr/._{organ_name}_0.nii.gz").write_bytes(b"litter")
     dataset = {
-        "name": "Liver",
+        "name": organ_name,
         "modality": {"0": "CT"},
-        "labels": {"0": "background", "1": "liver", "2": "cancer"},
+        "labels": {"0": "background", "1": organ_name, **({"2": "cancer"} if lesion else {})},
         "numTraining": cases,
         "numTest": 1,
         "training": training,
-        "test": ["./imagesTs/liver_9.nii.gz"],
+        "test": [f"./imagesTs/{organ_name}_9.nii.gz"],
     }
     (root / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
     return root

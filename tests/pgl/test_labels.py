@@ -14,12 +14,19 @@ from rich.console import Console
 
 from pgl.cache import CacheWriter, VolumeCache
 from pgl.cli import main
+from pgl.downstream.labels import LabelledCache
 from pgl.images import Grid
 from pgl.labels.alignment import Geometry, misalignment
 from pgl.labels.classes import parse_classes
 from pgl.labels.resampling import probabilities_onto, resample_label
 from pgl.labels.settings import LabelSettings
-from pgl.labels.store import is_label_intact, read_label_block, read_label_volume, read_labels
+from pgl.labels.store import (
+    is_label_intact,
+    read_label_block,
+    read_label_volume,
+    read_labels,
+    verify_labels,
+)
 from pgl.prepare import PrepareSettings, prepare
 from tests.pgl import labelled_trees as trees
 from tests.pgl.ct_files import body, to_image, write, write_series
@@ -219,6 +226,9 @@ def test_unchanged_labels_are_kept_and_changed_or_damaged_ones_made_anew(tmp_pat
     again = run(root / "images", tmp_path / "cache", **arguments)
     assert all(entry.reason.startswith("unchanged") for entry in again.labels) and len(again.labels) == 2
     (tmp_path / "cache" / first["case_0"].file).write_bytes(b"damaged")
+    assert [line.split(":")[0] for line in verify_labels(tmp_path / "cache")] == [first["case_0"].case_id]
+    with pytest.raises(ValueError, match="does not have its checksum: run pgl prepare again"):
+        LabelledCache(tmp_path / "cache")
     write(root / "labels/case_1.nii.gz", trees.organ(lesion=False))
     run(root / "images", tmp_path / "cache", **arguments)
     now = by_subject(tmp_path / "cache")
