@@ -21,7 +21,7 @@ from pgl.ablate import COMBINATIONS, AblationStopped, ablate, is_done, markdown,
 from pgl.cache import VolumeCache
 from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
 from pgl.cli import main
-from pgl.config import PretrainConfig, to_plain
+from pgl.config import PretrainConfig, from_plain, to_plain
 from pgl.method import PGL
 from pgl.networks import seeded_module
 from pgl.pretrain import pretrain
@@ -154,6 +154,32 @@ def test_no_downstream_dice_is_made_up(config, started):
 def test_wrong_seeds_are_refused(config, seeds):
     with pytest.raises(ValueError, match="seeds must be different whole numbers"):
         planned(config, seeds)
+
+
+def test_a_run_is_resumed_only_from_a_checkpoint_and_starts_anew_without_one(config, monkeypatch):
+    started: list[list[str]] = []
+
+    class Finished:
+        def __init__(self, words: list[str]) -> None:
+            started.append(words)
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr(module.subprocess, "Popen", Finished)
+    run = planned(config, [0])[0]
+    folder = Path(run.output)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
+    assert module._pretrain(run) == 0
+    assert not folder.exists() and "--resume" not in started[0]
+    checkpoint_path(folder, LAST).parent.mkdir(parents=True)
+    checkpoint_path(folder, LAST).write_bytes(b"")
+    assert module._pretrain(run) == 0
+    assert started[1][-1] == "--resume" and checkpoint_path(folder, LAST).exists()
+    # The settings that it is started with are those of the plan.
+    written = yaml.safe_load((folder.parent / "seed0-both.yaml").read_text("utf-8"))
+    assert from_plain(written) == run
 
 
 # --- as processes ---
