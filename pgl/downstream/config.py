@@ -163,7 +163,7 @@ class FinetuneConfig:
     source: Path | None = None
     layout: Literal["auto", "msd", "kits", "bcv", "nnunet"] = "auto"
     spacing_mm: tuple[float, float, float] | None = None
-    classes: dict[str, list[str]] | None = None
+    classes: dict[str, list[str | int]] | None = None
     split: SplitSettings = field(default_factory=SplitSettings)
     encoder: EncoderSettings | None = None
     decoder_convs: int = 1

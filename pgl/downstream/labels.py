@@ -53,7 +53,7 @@ class LabelledCache:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], classes: Mapping[str, Sequence[str]] | None = None
+        self, path: str | os.PathLike[str], classes: Mapping[str, Sequence[str | int]] | None = None
     ) -> None:
         self.path = Path(path)
         self.images = VolumeCache(path)
@@ -115,7 +115,7 @@ class LabelledCache:
 
 
 def make_task(
-    records: Sequence[LabelRecord], classes: Mapping[str, Sequence[str]] | None, where: str
+    records: Sequence[LabelRecord], classes: Mapping[str, Sequence[str | int]] | None, where: str
 ) -> Task:
     """The classes to segment, from those of the labels.
 
@@ -127,13 +127,15 @@ def make_task(
         known.update({number: f"class_{number}" for number in record.voxels if number not in known})
         known.update(record.classes)
     numbers = {name: number for number, name in known.items()}
-    wanted = classes or {known[number]: [known[number]] for number in sorted(known)}
+    wanted: Mapping[str, Sequence[str | int]] = classes or {
+        known[number]: [known[number]] for number in sorted(known)
+    }
     if not wanted:
         raise ValueError(f"{where}: its labels have no class at all")
     table = np.zeros(HIGHEST_CLASS + 1, np.uint8)
     for position, (name, parts) in enumerate(wanted.items(), start=1):
         for part in parts:
-            number = numbers.get(part, int(part) if str(part).isdigit() else None)
+            number = numbers.get(str(part), int(part) if str(part).isdigit() else None)
             if number not in known:
                 raise ValueError(
                     f"classes: {name!r} is made of {part!r}, but the labels in {where} have only "

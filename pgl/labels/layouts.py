@@ -161,9 +161,10 @@ def _kits(root: Path) -> LabelPlan | None:
 
 
 def _bcv(root: Path) -> LabelPlan | None:
-    folders = [root]
+    folders, level = [root], [root]
     for _ in range(DEEPEST_BCV):
-        folders += [p for f in folders for p in _visible(f) if p.is_dir() and p not in folders]
+        level = [below for folder in level for below in _folders(folder)]
+        folders += level
     pairs = [f for f in folders if (f / "img").is_dir() and (f / "label").is_dir()]
     if not pairs:
         return None
@@ -231,6 +232,15 @@ def _visible(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _folders(folder: Path) -> list[Path]:
+    # A folder of DICOM may hold many thousand files: they are not asked one by one what they are.
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError:  # it may not be read: what walks through the SOURCE names it
+        return []
 
 
 def _stem(name: str) -> str:

@@ -95,15 +95,22 @@ class LabelPreparation:
         """Prepare the labels of the accepted images, and enter what became of them in the report."""
         if self.plan is None:
             return
-        images = {entry.path: entry.case_id for entry in report.accepted}
+        images: dict[str, list[str]] = {}
+        for entry in report.accepted:
+            images.setdefault(entry.path, []).append(entry.case_id)
         plan = self.pairs.match(list(images)) if self.pairs else self.plan
         for path, reason in plan.problems:
             report.reject(path, reason, progress.console)
         jobs = []
-        for path, case_id in images.items():
-            target, case = plan.targets.get(os.path.realpath(path)), writer.case(case_id)
+        for path, case_ids in images.items():
+            target, case = plan.targets.get(os.path.realpath(path)), writer.case(case_ids[0])
+            if target is not None and len(case_ids) > 1:
+                reason = f"label of a folder with {len(case_ids)} series: put each into a folder of its own"
+                report.reject(target.path, reason, progress.console)
+                target = None
             if target is None or case is None:
-                remove_label(writer.path, case_id)
+                for case_id in case_ids:
+                    remove_label(writer.path, case_id)
                 continue
             classes = tuple(plan.classes.items())
             jobs.append(LabelJob(os.fspath(writer.path), case, target, classes, limits, self.settings))

@@ -86,7 +86,7 @@ def test_classes_are_merged_by_name_and_the_others_are_background(tmp_path):
     raw = LabelledCache(data).read_classes(0)
     both = LabelledCache(data, {"any": ["bright", "2"]})
     assert both.task.names == ("any",) and np.array_equal(both.read_classes(0), (raw > 0).astype(np.uint8))
-    dark = LabelledCache(data, {"dark": ["dark"]})
+    dark = LabelledCache(data, {"dark": [2]})
     assert np.array_equal(dark.read_classes(0), (raw == 2).astype(np.uint8))
     with pytest.raises(
         ValueError, match=r"made of 'liver', but the labels in .* have only bright \(1\), dark"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +130,34 @@ def test_a_resumed_run_ends_in_the_same_weights_and_scores(data, tmp_path, monke
     assert all(torch.equal(first[name], second[name]) for name in first)
     lines = [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
     assert lines == [2, 4, 6]
+
+
+def test_ctrl_c_finishes_the_step_and_the_run_goes_on_from_there(data, tmp_path, monkeypatch):
+    import pgl.downstream.train as train
+
+    real, done = train._Run._training_step, []
+
+    def interrupted(self, patches):
+        done.append(1)
+        if len(done) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, patches)
+
+    monkeypatch.setattr(train._Run, "_training_step", interrupted)
+    config = small_finetune(data, tmp_path / "run", steps=5)
+    rarely = replace(config, train=replace(config.train, checkpoint_every=100))
+    with pytest.raises(KeyboardInterrupt):
+        finetune(rarely)
+    assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["step"] == 3
+    assert finetune(replace(rarely, resume=True))["steps"] == 5 and len(done) == 5
+
+
+def test_patches_read_by_other_processes_are_the_same(data, tmp_path):
+    for workers in (0, 2):
+        config = small_finetune(data, tmp_path / str(workers), steps=3)
+        finetune(replace(config, train=replace(config.train, workers=workers)))
+    first, second = (load_model(tmp_path / name).network.state_dict() for name in "02")
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_settings_written_by_a_run_start_the_same_run_from_the_command_line(data, tmp_path):

@@ -112,6 +112,16 @@ def test_a_dicom_series_goes_with_the_label_of_its_folders_name(tmp_path):
     assert set(by_subject(tmp_path / "cache")) == {"patient7"}
 
 
+def test_a_label_of_a_folder_with_two_series_is_refused(tmp_path):
+    write_series(tmp_path / "ct/patient7")
+    for path in write_series(tmp_path / "ct/other", body(seed=2), series=2):
+        path.rename(tmp_path / "ct/patient7" / f"second_{path.name}")
+    write(tmp_path / "masks/patient7.nii.gz", trees.organ())
+    report = run(tmp_path / "ct", tmp_path / "cache", labels=str(tmp_path / "masks"))
+    assert "label of a folder with 2 series" in rejections(report)["patient7.nii.gz"]
+    assert len(report.accepted) == 2 and read_labels(tmp_path / "cache") == []
+
+
 def test_other_layouts_than_asked_for_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no SOURCE is in the layout kits: expected folders case_00000"):
         run(trees.msd(tmp_path / "data"), tmp_path / "cache", layout="kits")
