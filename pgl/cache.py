@@ -17,7 +17,8 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ import blosc2
 import numpy as np
 
 from pgl.atomic import PARTIAL_PREFIX, atomic_path, write_json
+from pgl.case_list import CaseList, packed
+from pgl.integrity import DamagedCase, chunks_of, damaged_chunk, store_checksums, stored_checksums
 from pgl.labels.records import LABELS_FOLDER, labels_section, remove_label
 from pgl.manifest import (
     MANIFEST,
@@ -141,7 +144,7 @@ class CacheWriter:
         sidecar = self._sidecar(case_id)
         sidecar.unlink(missing_ok=True)
         with atomic_path(self.path / name) as temporary:
-            blosc2.asarray(
+            written = blosc2.asarray(
                 np.ascontiguousarray(volume),
                 urlpath=str(temporary),
                 mode="w",
@@ -149,6 +152,8 @@ class CacheWriter:
                 blocks=[min(b, n) for b, n in zip(BLOCK, volume.shape, strict=True)],
                 cparams=COMPRESSION,
             )
+            store_checksums(written)
+            del written
             checksum = sha256_of(temporary)
         record = CaseRecord(
             case_id=case_id,
@@ -220,8 +225,8 @@ class CacheWriter:
 class VolumeCache:
     """Reads blocks of volumes from a cache that ``pgl prepare`` made.
 
-    Reading does not look at checksums: a bit that flipped on the disk can give other voxels without an error.
-    :meth:`verify` finds it.
+    A process that reads from a chunk for the first time holds it against its checksum. Files from before
+    chunks had any are held against that of the whole file when a process first opens them.
 
     Files are opened when first read, anew in every process, so an object travels into data loader workers, by
     fork as well as by pickling.
@@ -240,11 +245,9 @@ class VolumeCache:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        manifest = read_manifest(self.path)
+        manifest = read_manifest(self.path, packed)
         self.spacing_mm: tuple[float, float, float] = triple(manifest["spacing_mm"], float)
-        self.cases: list[CaseRecord] = [
-            parse_record(entry, self.path / MANIFEST) for entry in manifest["cases"]
-        ]
+        self.cases: Sequence[CaseRecord] = CaseList(manifest["cases"], self.path / MANIFEST)
         if not self.cases:
             raise ValueError(
                 f"{self.path} holds no finished case; run pgl prepare (again) with this output folder"
@@ -278,6 +281,9 @@ class VolumeCache:
 
         Returns:
             int16 array of ``size``.
+
+        Raises:
+            DamagedCase: the file is damaged where the block lies, or cannot be opened.
         """
         first, extent = triple(start, int), triple(size, int)
         if min(extent) < 0:
@@ -296,8 +302,20 @@ class VolumeCache:
         return block
 
     def read_volume(self, index: int) -> np.ndarray:
-        """Read a whole volume: int16 [D, H, W]."""
-        return self._read(index, (slice(None),) * 3)
+        """Read a whole volume: int16 [D, H, W]; raises like :meth:`read_block`."""
+        return self._read(index, tuple(slice(0, n) for n in self.cases[index].shape))
+
+    def damage(self, index: int) -> str | None:
+        """What is wrong with a case's file, None if all of it is as it was written. A process reads the file
+        for this once."""
+        if index not in self._damage:
+            try:
+                with self._opened(index) as (volume, sums):
+                    self._check(index, volume, sums, range(volume.schunk.nchunks))
+                self._damage[index] = None
+            except DamagedCase as error:
+                self._damage[index] = str(error)
+        return self._damage[index]
 
     def verify(self) -> list[str]:
         """Read every file and hold it against its checksum.
@@ -312,29 +330,61 @@ class VolumeCache:
         ]
 
     def _read(self, index: int, region: tuple[slice, ...]) -> np.ndarray:
+        with self._opened(index) as (volume, sums):
+            self._check(index, volume, sums, chunks_of(volume, region))
+            return volume[region]
+
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[tuple[blosc2.NDArray, np.ndarray | None]]:
+        """A case's open file and its checksums, for one thread at a time."""
         # After a fork, open anew: an inherited lock may be held by a thread that is not there any more, and
         # inherited handles may share one file position.
         if self._process != os.getpid():
             self._reset()
         record = self.cases[index]
         with self._lock:
-            volume = self._volumes.pop(record.file, None)
-            if volume is None:
-                volume = _open_volume(self.path, record)
-            self._volumes[record.file] = volume
+            opened = self._volumes.pop(record.file, None) or self._open(index, record)
+            self._volumes[record.file] = opened
             if len(self._volumes) > OPEN_FILES:
                 self._volumes.popitem(last=False)
             try:
-                return volume[region]
+                yield opened
             except RuntimeError as error:
-                raise ValueError(
-                    f"{self.path / record.file} is damaged ({error}); run pgl prepare again to remake it"
-                ) from error
+                raise self._damaged(record, str(error)) from error
+
+    def _check(
+        self, index: int, volume: blosc2.NDArray, sums: np.ndarray | None, numbers: Iterable[int]
+    ) -> None:
+        if sums is not None:
+            bad = damaged_chunk(volume, sums, numbers, self._checked[index])
+            if bad is not None:
+                raise self._damaged(self.cases[index], f"chunk {bad} does not have its checksum")
+
+    def _open(self, index: int, record: CaseRecord) -> tuple[blosc2.NDArray, np.ndarray | None]:
+        volume = _open_volume(self.path, record)
+        try:
+            sums = stored_checksums(volume)
+        except Exception as error:  # whatever a damaged file makes of it
+            raise self._damaged(record, str(error)) from error
+        if index not in self._checked:
+            if sums is None and sha256_of(self.path / record.file) != record.sha256:
+                raise self._damaged(record, "it does not have its checksum")
+            self._checked[index] = bytearray(0 if sums is None else len(sums))
+        return volume, sums
+
+    def _damaged(self, record: CaseRecord, how: str) -> DamagedCase:
+        return DamagedCase(
+            f"{self.path / record.file} is damaged ({how}); run pgl prepare again to remake it, or go on "
+            "without it with train.skip_damaged"
+        )
 
     def _reset(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._volumes: OrderedDict[str, blosc2.NDArray] = OrderedDict()
+        self._volumes: OrderedDict[str, tuple[blosc2.NDArray, np.ndarray | None]] = OrderedDict()
+        # By case: which of its chunks this process has found in order; and the answer of `damage`.
+        self._checked: dict[int, bytearray] = {}
+        self._damage: dict[int, str | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "spacing_mm": self.spacing_mm, "cases": self.cases}
@@ -350,7 +400,7 @@ def _open_volume(folder: Path, record: CaseRecord) -> blosc2.NDArray:
         # One thread: data loader workers already fill the cores, and blosc2's threads do not survive a fork.
         volume = blosc2.open(str(file), mode="r", dparams={"nthreads": 1})
     except Exception as error:
-        raise ValueError(f"{file} cannot be opened ({error}); run pgl prepare again to remake it") from error
+        raise DamagedCase(f"{file} cannot be opened ({error}); run pgl prepare again to remake it") from error
     if not isinstance(volume, blosc2.NDArray) or volume.shape != record.shape or volume.dtype != np.int16:
-        raise ValueError(f"{file} is not the int16 volume of shape {record.shape} that the manifest lists")
+        raise DamagedCase(f"{file} is not the int16 volume of shape {record.shape} that the manifest lists")
     return volume

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pgl.augment import Augmentation, sample_augmentation
 from pgl.cache import VolumeCache
 from pgl.config import AugmentSettings, ViewSettings
+from pgl.integrity import DamagedCase
 from pgl.views import Triple, ViewPairs, sample_regions, sample_view_pairs
 from pgl.worker_signals import survive_one_sigterm
 
@@ -39,6 +40,7 @@ class Batch:
         contexts: int16 Tensor[B, 1, D, H, W], HU.
         pairs: the two views of each sample.
         augmentation: for the 2B views, in the order of ``views.cut``.
+        damaged: int64 Tensor[n], the cases that were passed over in drawing these samples.
     """
 
     index: Tensor
@@ -47,6 +49,7 @@ class Batch:
     contexts: Tensor
     pairs: ViewPairs
     augmentation: Augmentation
+    damaged: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -84,6 +87,8 @@ class ContextDataset(Dataset[Batch]):
         stream: ``TRAINING`` or ``VALIDATION``; the same index gives unrelated samples in the two.
         regions: boxes drawn inside what both views share, 0 for all of it.
         region_scale: their lowest and highest edge relative to what is shared.
+        skip_damaged: draw another case where the file of one is damaged anywhere. For this a process reads
+            each file whole before its first sample, so that all processes agree on which cases are left.
 
     Raises:
         ValueError: ``cases`` is empty.
@@ -99,6 +104,7 @@ class ContextDataset(Dataset[Batch]):
         stream: int = TRAINING,
         regions: int = 0,
         region_scale: tuple[float, float] = (0.5, 1.0),
+        skip_damaged: bool = False,
     ) -> None:
         if len(cases) == 0:
             raise ValueError("cases is empty: the cache holds no volume to draw samples from")
@@ -109,10 +115,11 @@ class ContextDataset(Dataset[Batch]):
         self.seed = seed
         self.stream = stream
         self.regions, self.region_scale = regions, region_scale
+        self.skip_damaged = skip_damaged
 
     def __getitem__(self, index: int) -> Batch:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.stream, index]))
-        case = self.cases[int(rng.integers(len(self.cases)))]
+        case, damaged = self._draw_case(rng)
         block, start = self._draw_block(rng, case)
         views = self.views
         pairs = sample_view_pairs(
@@ -136,7 +143,20 @@ class ContextDataset(Dataset[Batch]):
             torch.from_numpy(block)[None, None],
             pairs,
             augmentation,
+            torch.tensor(damaged, dtype=torch.int64),
         )
+
+    def _draw_case(self, rng: np.random.Generator) -> tuple[int, list[int]]:
+        """A case, and those that were drawn before it but are damaged."""
+        case = self.cases[int(rng.integers(len(self.cases)))]
+        passed: list[int] = []
+        while self.skip_damaged and (damage := self.cache.damage(case)):
+            passed.append(case)
+            left = [other for other in self.cases if other not in passed]
+            if not left:
+                raise DamagedCase(f"every case is damaged, the last one so: {damage}")
+            case = left[int(rng.integers(len(left)))]
+        return case, passed
 
     def _draw_block(self, rng: np.random.Generator, case: int) -> tuple[np.ndarray, Triple]:
         size = self.views.context_size
@@ -180,6 +200,7 @@ def collate(samples: Sequence[Batch]) -> Batch:
             torch.cat(regions) if regions else None,
         ),
         Augmentation(**{f.name: first_then_second(f.name) for f in fields(Augmentation)}),
+        torch.cat([s.damaged for s in samples]),
     )
 
 

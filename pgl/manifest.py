@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -76,7 +76,8 @@ def write_manifest(
     write_json(folder / MANIFEST, manifest)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, entry: Callable[[dict[str, Any]], Any] | None = None) -> dict[str, Any]:
+    """The manifest of a cache, its frame checked; ``entry`` turns each object in it into something else."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -88,7 +89,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "(if finished cases lie in the folder, it lists them anew)"
         )
     try:
-        manifest = json.loads(path.read_text("utf-8"))
+        manifest = json.loads(path.read_text("utf-8"), object_hook=entry)
     except ValueError as error:
         raise DamagedManifest(f"{path} is damaged ({error}); {REBUILD}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

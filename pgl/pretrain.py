@@ -46,6 +46,7 @@ from pgl.checkpoint import (
 from pgl.config import PretrainConfig, check, to_plain
 from pgl.contexts import Batch, ContextDataset, GlobalBatches, make_loader, split_cases
 from pgl.device_feed import on_device
+from pgl.integrity import DamagedCase
 from pgl.method import PGL
 from pgl.networks import count_parameters, seeded_module
 from pgl.record import RunRecord, write_environment, write_settings
@@ -128,6 +129,7 @@ class _Run:
             config.seed,
             regions=config.method.regions,
             region_scale=config.method.region_scale,
+            skip_damaged=config.train.skip_damaged,
         )
         if fabric.is_global_zero:
             remove_partial(self.folder)
@@ -138,12 +140,17 @@ class _Run:
         self.validation = Validation(cache, validation, config) if fabric.is_global_zero else None
         if fabric.is_global_zero:
             self._write_head(training, validation)
+        self.left_out: set[int] = set()
+        for batch in self.validation.batches if self.validation else ():
+            self._note_damaged(batch.damaged)
 
     def run(self) -> Path:
         steps = self.config.train.steps
         if self.step == 0:
             self._validate()
             self._save(INITIAL, together=False)
+            # So that a run that is killed at any later moment can be resumed.
+            self._save(LAST, together=False)
         self.record.start()
         try:
             with finish_the_step_on_signal() as asked_to_stop:
@@ -166,6 +173,8 @@ class _Run:
         batches = on_device(self._read(numbers, asked_to_stop), fabric.device)
         while pieces := list(islice(batches, train.accumulate)):
             self.losses.add(self._training_step(pieces), pieces)
+            for piece in pieces:
+                self._note_damaged(piece.damaged)
             self.step += 1
             last = self.step == train.steps
             # Whether to stop is agreed upon where all processes meet.
@@ -201,11 +210,23 @@ class _Run:
             except Exception as error:
                 # Whoever asked to stop may have ended the reading processes as well; the last step is whole.
                 if not asked_to_stop.is_set():
+                    if isinstance(error, DamagedCase):
+                        # Without the traceback of the process that read.
+                        raise DamagedCase(str(error)) from None
                     raise
                 self._save(LAST, together=False)
                 self._say_stopped()
                 raise KeyboardInterrupt from error
             yield batch
+
+    def _note_damaged(self, cases: torch.Tensor) -> None:
+        for case in set(cases.tolist()) - self.left_out:
+            self.left_out.add(case)
+            self.record.say(
+                f"WARNING: case {self.case_ids[case]} is left out, since its file in {self.config.data} is "
+                "damaged: run pgl prepare again to remake it",
+                style="bold red",
+            )
 
     def _say_stopped(self) -> None:
         self.record.say(f"stopped after step {self.step}; `--resume` goes on from here")
@@ -214,6 +235,7 @@ class _Run:
         return self.do_step(self.step, pieces)
 
     def _log(self) -> None:
+        self._gather_damaged()
         loss, speed = self.losses.collect()
         numbers = {
             "loss": loss,
@@ -223,6 +245,15 @@ class _Run:
             "seconds": self.losses.seconds_since_start(),
         }
         self.record.write("train", self.step, numbers)
+
+    def _gather_damaged(self) -> None:
+        """Let the first process, which alone writes, know what the others have left out."""
+        if self.config.train.skip_damaged and self.fabric.world_size > 1:
+            mask = torch.zeros(len(self.case_ids), device=self.fabric.device)
+            mask[list(self.left_out)] = 1
+            everywhere = self.fabric.all_reduce(mask, reduce_op="sum")
+            found = everywhere.nonzero().flatten().cpu()  # type: ignore[union-attr]
+            self._note_damaged(found)
 
     def _validate(self) -> None:
         if self.validation is not None:

@@ -3,6 +3,7 @@ terminal."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -94,9 +95,15 @@ class RunRecord:
     def secure(self) -> None:
         """Have the lines so far on the disk, before a checkpoint says that its run got so far."""
         path = self.folder / METRICS
-        if self.enabled and path.exists():
+        if not self.enabled or not path.exists():
+            return
+        try:
             with path.open("ab") as file:
                 os.fsync(file.fileno())
+        except OSError as error:
+            # Some file systems cannot; what they keep over a power cut is their own affair.
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise _not_written(path, error) from error
 
     def close(self) -> None:
         """Take the bar away and flush TensorBoard."""

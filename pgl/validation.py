@@ -35,7 +35,15 @@ class Validation:
 
     def __init__(self, cache: VolumeCache, cases: list[int], config: PretrainConfig) -> None:
         self.config = config
-        data = ContextDataset(cache, cases, config.views, config.augment, config.seed, VALIDATION)
+        data = ContextDataset(
+            cache,
+            cases,
+            config.views,
+            config.augment,
+            config.seed,
+            VALIDATION,
+            skip_damaged=config.train.skip_damaged,
+        )
         numbers = range(config.validation.pairs)
         self.batches = [collate([data[i] for i in numbers[n : n + _CHUNK]]) for n in numbers[::_CHUNK]]
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import tracemalloc
+import zlib
 
+import blosc2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pgl import integrity
 from pgl.cache import CacheWriter, VolumeCache
+from pgl.integrity import DamagedCase
+from pgl.manifest import sha256_of
 
 SHAPES = {"a": (20, 70, 90), "b-2.x": (5, 7, 300)}
 
@@ -228,3 +234,94 @@ def test_what_an_interrupted_run_left_is_not_listed_and_is_cleared_away(cache):
     assert [record.case_id for record in writer.finish()] == ["b-2.x"]
     writer.remove_unfinished()
     assert sorted(p.name for p in cases.iterdir()) == ["b-2.x.b2nd", "b-2.x.json"]
+
+
+def flip_a_byte_of(cache: VolumeCache, index: int, chunk: int) -> None:
+    """Damage the stored bytes of one chunk and nothing else."""
+    file = cache.path / cache.cases[index].file
+    array = blosc2.open(str(file), mode="r")
+    stored = array.schunk.get_chunk(chunk)
+    content = bytearray(file.read_bytes())
+    place = content.index(stored) + len(stored) // 2
+    content[place] ^= 0x10
+    file.write_bytes(content)
+
+
+def test_a_damaged_chunk_is_named_by_whoever_reads_from_it_and_by_no_one_else(cache):
+    """Case a is 20 × 70 × 90 voxels in chunks of 16 × 64 × 64, so chunk 7 is its last corner."""
+    flip_a_byte_of(VolumeCache(cache), 0, 7)
+    reader = VolumeCache(cache)
+    np.testing.assert_array_equal(reader.read_block(0, (0, 0, 0), (16, 64, 90)), volume("a")[:16, :64])
+    np.testing.assert_array_equal(reader.read_block(0, (10, 30, 0), (10, 40, 64)), volume("a")[10:, 30:, :64])
+    for start in ((17, 65, 70), (10, 50, 50)):
+        with pytest.raises(
+            DamagedCase, match=r"a\.b2nd is damaged \(chunk 7 .*run pgl prepare again"
+        ) as error:
+            reader.read_block(0, start, (8, 20, 20))
+        assert "train.skip_damaged" in str(error.value)
+    with pytest.raises(DamagedCase, match="chunk 7"):
+        reader.read_volume(0)
+    assert "chunk 7" in reader.damage(0) and reader.damage(1) is None
+
+
+def test_a_chunk_is_held_against_its_checksum_once_a_process(cache, monkeypatch):
+    seen = []
+    monkeypatch.setattr(integrity.zlib, "crc32", lambda data, real=zlib.crc32: seen.append(1) or real(data))
+    reader = VolumeCache(cache)
+    reader.read_block(0, (0, 0, 0), (16, 64, 64))
+    assert len(seen) == 1
+    reader.read_volume(0)
+    reader.read_volume(0)
+    assert len(seen) == 8
+    assert pickle.loads(pickle.dumps(reader)).damage(0) is None and len(seen) == 16
+
+
+def test_a_file_from_before_chunks_had_checksums_is_held_against_its_own(cache):
+    file = cache / "cases" / "a.b2nd"
+    array = blosc2.open(str(file), mode="a")
+    del array.schunk.vlmeta[integrity.CHECKSUMS]
+    del array
+
+    def note_checksum(manifest):
+        manifest["cases"][0]["sha256"] = sha256_of(file)
+
+    edit_manifest(cache, note_checksum)
+    np.testing.assert_array_equal(VolumeCache(cache).read_volume(0), volume("a"))
+    flip_a_byte_of(VolumeCache(cache), 0, 7)
+    with pytest.raises(DamagedCase, match=r"a\.b2nd is damaged \(it does not have its checksum"):
+        VolumeCache(cache).read_block(0, (0, 0, 0), (2, 2, 2))
+
+
+def test_ten_thousand_cases_stay_small_in_memory_and_in_a_pickle(tmp_path):
+    writer = CacheWriter(tmp_path, (3, 1, 1))
+    original = {"spacing_xyz": [0.9765625] * 3, "direction_xyz": [1.0, 0, 0] * 3, "sha256": "0" * 64}
+    writer.add(
+        "c", np.zeros((4, 8, 8), np.int16), source="/data/" + 40 * "s", original=original, key=64 * "k"
+    )
+    writer.finish()
+
+    def multiply(manifest):
+        [entry] = manifest["cases"]
+        for number in range(10_000):
+            (tmp_path / f"cases/c{number}.b2nd").hardlink_to(tmp_path / "cases/c.b2nd")
+        manifest["cases"] = [
+            {**entry, "case_id": f"c{i}", "file": f"cases/c{i}.b2nd", "shape": [4, 8, i + 1]}
+            for i in range(10_000)
+        ]
+
+    edit_manifest(tmp_path, multiply)
+    tracemalloc.start()
+    try:
+        cache = VolumeCache(tmp_path)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    size = (tmp_path / "manifest.json").stat().st_size
+    assert len(cache) == 10_000
+    # A tenth more than the text itself; as objects it was five times that.
+    assert held < 1.1 * size and peak < 3.5 * size and len(pickle.dumps(cache)) < 1.1 * size
+    assert [cache.cases[i].case_id for i in (0, 4321, -1)] == ["c0", "c4321", "c9999"]
+    assert cache.cases[4321].shape == (4, 8, 4322) and cache.cases[77].original == original
+    assert [case.case_id for case in cache.cases[9998:]] == ["c9998", "c9999"]
+    with pytest.raises(IndexError, match="10000 cases, got number 10000"):
+        cache.cases[10_000]

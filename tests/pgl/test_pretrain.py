@@ -261,7 +261,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_ctrl_c_to_a_run_with_reading_processes_saves_and_exits_130(cache, tmp_path, number):
     config = small_config(cache, tmp_path / "run", steps=1_000_000)
     config.train.workers, config.train.checkpoint_every = 1, 1_000_000
