@@ -11,6 +11,7 @@ from pgl.images import Limits, RejectedImage, read_file
 from pgl.labels.classes import HIGHEST_CLASS
 
 MOST_NAMED = 5
+ROUNDING = 1e-4  # what a header's scale factor leaves of a whole number
 
 
 def read_label(path: str, limits: Limits) -> sitk.Image:
@@ -25,7 +26,7 @@ def read_label(path: str, limits: Limits) -> sitk.Image:
     image, _ = read_file(path, limits)
     values = sitk.GetArrayViewFromImage(image)
     if not np.issubdtype(values.dtype, np.integer):
-        wrong = values[~(np.isfinite(values) & (np.rint(values) == values))]
+        wrong = values[~(np.abs(np.rint(values) - values) <= ROUNDING)]
         if wrong.size:
             shown = ", ".join(f"{v:g}" for v in np.unique(wrong)[:MOST_NAMED])
             raise RejectedImage(
@@ -38,7 +39,7 @@ def read_label(path: str, limits: Limits) -> sitk.Image:
             f"not a label map: values from {low:g} to {high:g}; expected class numbers from 0 to "
             f"{HIGHEST_CLASS}"
         )
-    label = sitk.GetImageFromArray(values.astype(np.uint8))
+    label = sitk.GetImageFromArray(np.rint(values).astype(np.uint8))
     label.CopyInformation(image)
     return label
 

@@ -154,7 +154,7 @@ def test_each_unusable_label_is_rejected_with_its_reason_and_its_image_kept(tmp_
     write(images / "lonely.nii.gz")
     write(labels / "orphan.nii.gz", trees.organ())
     write(images / "good.nii.gz")
-    write(labels / "good.nii.gz", trees.organ().astype(np.float64))
+    write(labels / "good.nii.gz", trees.organ().astype(np.float64) * 0.999999)
     (labels / "labels.json").write_text('{"organ": 1, "lesion": 2}')
     report = run(images, tmp_path / "cache", labels=str(labels))
     told = rejections(report)
@@ -165,6 +165,8 @@ def test_each_unusable_label_is_rejected_with_its_reason_and_its_image_kept(tmp_
     assert told == {} and report.exit_code == 1
     assert len(VolumeCache(tmp_path / "cache")) == 7
     assert set(by_subject(tmp_path / "cache")) == {"good"}
+    kept = read_label_volume(tmp_path / "cache", by_subject(tmp_path / "cache")["good"])
+    assert np.array_equal(kept, trees.organ())
 
 
 def test_an_empty_label_may_be_allowed(tmp_path):
@@ -407,3 +409,25 @@ def test_the_real_flipped_label_fits_and_the_foreign_one_is_refused(tmp_path):
     (tmp_path / "l/ts_crop3mm.nii.gz").symlink_to(REAL / "hard/ts_pulm_crop_heart_othergrid_seg.nii.gz")
     report = prepare(sources, tmp_path / "c", settings, quiet, LabelSettings(labels=str(tmp_path / "l")))
     assert "not aligned with its image" in rejections(report)["ts_crop3mm.nii.gz"]
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="no real CT at ../shared/data")
+@pytest.mark.parametrize("interpolation", ["linear", "nearest"])
+def test_a_real_tumour_keeps_its_volume_and_place_on_a_coarser_grid(tmp_path, interpolation):
+    for part in ("ct", "tumour"):
+        name = f"STS_001_{part}.nii.gz"
+        (tmp_path / name).symlink_to(REAL / "sarcoma" / name)
+    settings = PrepareSettings(spacing_mm=(4.0, 2.0, 2.0), minimum_size=(8, 16, 16), workers=1)
+    names = {"image_name": "*_ct.nii.gz", "label_name": "*_tumour.nii.gz"}
+    labels = LabelSettings(labels=str(tmp_path), label_interpolation=interpolation, **names)
+    report = prepare([tmp_path], tmp_path / "c", settings, Console(file=io.StringIO()), labels)
+    assert report.rejected == []
+    record, case = by_subject(tmp_path / "c")["STS_001"], VolumeCache(tmp_path / "c").cases[0]
+    mask = read_label_volume(tmp_path / "c", record) == 1
+    truth = sitk.ReadImage(str(tmp_path / "STS_001_tumour.nii.gz"))
+    voxels = np.argwhere(sitk.GetArrayFromImage(truth) > 0)
+    assert mask.sum() * 16.0 == pytest.approx(len(voxels) * np.prod(truth.GetSpacing()), rel=0.02)
+    step = np.array(truth.GetDirection()).reshape(3, 3) * np.array(truth.GetSpacing())
+    there = (step @ voxels[:, ::-1].mean(0) + np.array(truth.GetOrigin()))[::-1]
+    here = np.argwhere(mask).mean(0) * np.array([4.0, 2.0, 2.0]) + np.array(case.origin_mm)
+    assert np.abs(here - there).max() < 0.5
