@@ -173,7 +173,8 @@ class TrainSettings:
         precision: ``auto`` (bf16-mixed on GPUs that have it, 32-true elsewhere), or one of Lightning
             Fabric's names, e.g. ``32-true`` or ``bf16-mixed``.
         threads: CPU threads of torch, 0 leaves torch's own choice.
-        channels_last: keep feature maps in the layout (N, D, H, W, C) in memory.
+        channels_last: keep feature maps in the layout (N, D, H, W, C) in memory. Of use with
+            ``encoder.norm`` ``batch`` only: torch's instance normalisation gives the other layout back.
         compile: translate the networks with torch.compile; the first steps take minutes.
         recompute: keep the outputs of stages only, and compute what lies inside them again in the backward
             pass: less memory, about a third more time.

@@ -12,7 +12,12 @@ from pgl.config import PretrainConfig, check, from_plain, to_plain
 
 from .training_data import small_config
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+# Those of `pgl pretrain`: other commands have theirs in the same folder.
+CONFIGS = [
+    file
+    for file in sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+    if "method" in yaml.safe_load(file.read_text("utf-8"))
+]
 
 
 def config() -> PretrainConfig:
