@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ def safe_load(path: str | os.PathLike[str], kind: str, advice: str, map_location
         ValueError: it is damaged, another kind of file, or would run code; in one line with its name.
     """
     path = Path(path)
+    inflated = _inflated(path)
+    if inflated:
+        raise ValueError(f"{path} cannot be read as {kind}: {inflated}; {advice}")
     try:
         with warnings.catch_warnings():
             # They are about pickles of other programs, which are refused anyway.
@@ -41,6 +45,21 @@ def safe_load(path: str | os.PathLike[str], kind: str, advice: str, map_location
         else:
             reason = f"it is damaged, or another kind of file ({type(error).__name__})"
         raise ValueError(f"{path} cannot be read as {kind}: {reason}; {advice}") from error
+
+
+def _inflated(path: Path) -> str:
+    """Why a zip archive would take more memory than the file has bytes; empty if it would not, or if the
+    file is no archive, which torch then judges.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return ""
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        return "its records are compressed, which torch.save never does"
+    claimed, size = sum(record.file_size for record in records), path.stat().st_size
+    return f"its records claim {claimed} bytes, the file has {size}" if claimed > size else ""
 
 
 def check_header(path: Path, content: Any, file_format: str, newest: int, kind: str, writer: str) -> None:
