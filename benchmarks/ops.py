@@ -1,7 +1,8 @@
 """``python -m benchmarks.ops``: every op against its peers and against the memory bandwidth.
 
-Each row interleaves its runs with the peers' (ours, peer, ours, …), so that a drift of the machine's speed
-meets both; the ratio is the median of the paired ratios. Writes a table to the terminal, and JSON and a bar
+Each row takes turns with its peers (some runs of ours, some of the peer's, …), so that a drift of the machine's
+speed meets both. A turn begins with a run that is not timed, so that each finds the caches and the allocator as
+it leaves them itself; the ratio is the median over the turns' paired medians. Writes a table to the terminal, and JSON and a bar
 chart to ``benchmarks/results/``. ``--check`` exits with 1 where a ratio is under its bar.
 """
 
@@ -138,14 +139,22 @@ def check_equal(case: Case, peer: str, ours: torch.Tensor, theirs: torch.Tensor)
 
 
 def paired(ours, theirs, device: torch.device, seconds: float) -> tuple[list[float], list[float]]:
-    """Seconds of interleaved runs."""
+    """Seconds of a run, the median of each turn, for both."""
     times: tuple[list[float], list[float]] = ([], [])
     began = time.perf_counter()
-    while len(times[0]) < 3 or (time.perf_counter() - began < seconds and len(times[0]) < 200):
+    while len(times[0]) < 3 or (time.perf_counter() - began < seconds and len(times[0]) < 100):
         for run, spent in zip((ours, theirs), times, strict=True):
-            spent.append(timed(run, device))
-    drop = 1 if len(times[0]) > 3 else 0  # the first run warms up
-    return times[0][drop:], times[1][drop:]
+            spent.append(turn(run, device))
+    return times
+
+
+def turn(run, device: torch.device, least: float = 0.02, most_runs: int = 20) -> float:
+    """The median of some runs one after the other: one if it is long, more if short, after one that warms up."""
+    timed(run, device)
+    times = [timed(run, device)]
+    while sum(times) < least and len(times) < most_runs:
+        times.append(timed(run, device))
+    return median(times)
 
 
 def timed(run, device: torch.device) -> float:

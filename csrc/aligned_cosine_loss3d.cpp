@@ -2,40 +2,63 @@
 #include "aligned_cosine_loss3d.h"
 
 #include "cpu_cosine.h"
+#include "cpu_memory.h"
 
 namespace pgl_ops {
 namespace {
 
-template <typename T>
-AlignedCosine<T> aligned_args(const Tensor& prediction, const Tensor& features,
-                              const TapTables<Accumulate<T>>& tables) {
-  AlignedCosine<T> args{{static_cast<const T*>(prediction.const_data_ptr()), {}},
-                        {static_cast<const T*>(features.const_data_ptr()), {}},
-                        tables.data(),
-                        features.size(1),
-                        {}};
-  for (int axis = 0; axis < 5; ++axis) {
-    args.prediction.stride[axis] = prediction.stride(axis);
-    args.features.stride[axis] = features.stride(axis);
-  }
-  for (int axis = 0; axis < 3; ++axis) args.size[axis] = static_cast<int32_t>(prediction.size(2 + axis));
-  return args;
-}
+// Voxels of a tile: their sums stay in the first-level cache.
+constexpr int64_t kTileVoxels = 1 << 11;
+// Channels that are aligned together.
+constexpr int64_t kChannelsAtOnce = 8;
+// Bytes of a tile's target where all channels are aligned together.
+constexpr int64_t kTargetBytes = 1 << 17;
+// Voxels times channels for which a thread is worth waking.
+constexpr int64_t kElementsPerThread = 1 << 13;
 
-// Runs task(roi, planes, scratch) for all planes of all RoIs.
-template <typename A, typename Task>
-void for_each_plane(const Tensor& prediction, const TapTables<A>& tables, Task task) {
-  const int64_t planes = prediction.size(2), channels = prediction.size(1);
-  const int64_t width = prediction.size(4);
-  const int64_t tile =
-      width * aligned_rows_at_once(static_cast<int32_t>(prediction.size(3)), static_cast<int32_t>(width));
-  const int64_t scratch_size = channels * (tile + tables.widest(2)) + combined_rows_room(tables.widest(2));
-  parallel_for(prediction.size(0) * planes, 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<A[]> scratch(new A[scratch_size]);
-    for (int64_t i = begin; i < end; ++i) {
-      task(i / planes, Range{i % planes, i % planes + 1}, scratch.get());
-    }
-  });
+// Runs kernel(alignment, args, roi, planes, scratch) for all planes of all RoIs.
+template <typename T, typename Kernels, typename Args>
+void run_fused(const Kernels& kernels, const Args& args, const Tensor& prediction, const Tensor& features,
+               const RoiGeometry& geometry, const std::vector<Roi>& rois) {
+  using A = Accumulate<T>;
+  const bool channels_last = is_channels_last(features);
+  const TapTables<A> tables(geometry, rois, false, channels_last);
+  const int64_t channels = features.size(1), planes = prediction.size(2), width = prediction.size(4);
+  const int64_t target_row = width * (channels_last ? channels : 1);
+  const int64_t fitting =
+      channels_last ? kTargetBytes / static_cast<int64_t>(sizeof(A)) / target_row : kTileVoxels / width;
+  const int64_t tile = std::max<int64_t>(1, std::min(prediction.size(3), fitting));
+  const int64_t at_once =
+      channels_last ? 1 : std::max<int64_t>(1, std::min(kChannelsAtOnce, kTileVoxels / (tile * width)));
+  const auto room =
+      Scratch<A>::forward(tables, channels_last ? channels : 1, tile * (3 * width + at_once * target_row));
+  AlignedCosine<T> alignment{{static_cast<const T*>(prediction.const_data_ptr()), {}},
+                             {static_cast<const T*>(features.const_data_ptr()), {}},
+                             tables.data(),
+                             channels,
+                             {},
+                             tile,
+                             at_once,
+                             room.rows_at,
+                             room.rest_at};
+  for (int axis = 0; axis < 5; ++axis) {
+    alignment.prediction.stride[axis] = prediction.stride(axis);
+    alignment.features.stride[axis] = features.stride(axis);
+  }
+  for (int axis = 0; axis < 3; ++axis) {
+    alignment.size[axis] = static_cast<int32_t>(prediction.size(2 + axis));
+  }
+  const auto kernel = kernels[channels_last];
+  const int64_t plane_elements = channels * prediction.size(3) * width;
+  parallel_for(geometry.n_rois * planes, kElementsPerThread / std::max<int64_t>(1, plane_elements) + 1,
+               [&](int64_t begin, int64_t end) {
+                 const auto scratch = room.take();
+                 for (int64_t i = begin; i < end;) {
+                   const int64_t k = i / planes, to = std::min(end, (k + 1) * planes);
+                   kernel(alignment, args, k, {i - k * planes, to - k * planes}, scratch.get());
+                   i = to;
+                 }
+               });
 }
 
 std::tuple<Tensor, Tensor, Tensor> aligned_cosine_loss3d_cpu(Tensor prediction, Tensor features, Tensor boxes,
@@ -55,13 +78,8 @@ std::tuple<Tensor, Tensor, Tensor> aligned_cosine_loss3d_cpu(Tensor prediction, 
     using T = decltype(element);
     using A = Accumulate<T>;
     outputs = reduce_loss<A>(prediction, shape, weights, how, save, [&](const A* w, A* loss, A* saved) {
-      const TapTables<A> tables(geometry, rois, false);
-      const AlignedCosine<T> alignment = aligned_args<T>(prediction, features, tables);
       const CosineForward<T> args{{}, {}, w, loss, saved, shape.samples, shape.channels, shape.voxels, eps};
-      const auto kernel = cpu_kernels<T>().aligned_forward;
-      for_each_plane(prediction, tables, [&](int64_t k, Range planes, A* scratch) {
-        kernel(alignment, args, k, planes, scratch);
-      });
+      run_fused<T>(cpu_kernels<T>().aligned_forward, args, prediction, features, geometry, rois);
     });
   });
   return {outputs->loss, outputs->saved, outputs->divisor};
@@ -78,13 +96,11 @@ Tensor aligned_cosine_loss3d_backward_cpu(Tensor grad, Tensor prediction, Tensor
   const Reduction how = checked_reduction(reduction);
   check_saved(saved, divisor, grad, prediction, shape, how);
   const std::vector<Roi> rois = read_rois(geometry, boxes, flips);
-  Tensor grad_prediction = empty_gradient(prediction);
+  Tensor grad_prediction = in_huge_pages(empty_gradient(prediction));
   dispatch_dtype<false>("prediction", prediction.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = Accumulate<T>;
-    const TapTables<A> tables(geometry, rois, false);
     const std::vector<A> scales = voxel_scales<A>(grad, weights, divisor, shape, how);
-    const AlignedCosine<T> alignment = aligned_args<T>(prediction, features, tables);
     const CosineBackward<T> args{
         {},
         {},
@@ -95,9 +111,7 @@ Tensor aligned_cosine_loss3d_backward_cpu(Tensor grad, Tensor prediction, Tensor
         shape.samples,
         shape.channels,
         shape.voxels};
-    const auto kernel = cpu_kernels<T>().aligned_backward;
-    for_each_plane(prediction, tables,
-                   [&](int64_t k, Range planes, A* scratch) { kernel(alignment, args, k, planes, scratch); });
+    run_fused<T>(cpu_kernels<T>().aligned_backward, args, prediction, features, geometry, rois);
   });
   return grad_prediction;
 }

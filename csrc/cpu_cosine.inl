@@ -11,11 +11,6 @@ namespace {
 
 // Voxels held at once: their sums stay in the first-level cache.
 constexpr int64_t kVoxelTile = 1024;
-// Independent partial sums over channels that lie side by side: one vector of any instruction set.
-constexpr int64_t kLanes = 16;
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 template <typename T>
 inline void write_voxel(const CosineForward<T>& args, int64_t sample, int64_t voxel,
                         const CosineResult<Accumulate<T>>& result) {
@@ -176,143 +171,199 @@ void cosine_backward(const CosineBackward<T>& args, int64_t sample, Range voxels
               voxels, args.channels);
 }
 
-// Rows of one plane that are aligned together: short rows alone would not fill vectors. Only where the
-// prediction's rows follow each other with one stride.
+// One element of the aligned target, in plain words: for the rare voxel that must be summed again.
 template <typename T>
-inline int32_t rows_at_once(const AlignedCosine<T>& aligned) {
-  const auto& stride = aligned.prediction.stride;
-  const bool walkable = stride[3] == aligned.size[2] * stride[4];
-  return walkable ? aligned_rows_at_once(aligned.size[1], aligned.size[2]) : 1;
+inline Accumulate<T> align_voxel(const Source<T>& source, const RoiTaps<Accumulate<T>>& roi, int64_t channel,
+                                 int64_t d, int64_t h, int64_t w) {
+  using A = Accumulate<T>;
+  const AxisTaps<A>&axis_d = roi.axes[0], &axis_h = roi.axes[1], &axis_w = roi.axes[2];
+  const T* from = source.data + channel * source.channel_stride;
+  A sum = 0;
+  for (int32_t i = axis_d.begin[d]; i < axis_d.begin[d + 1]; ++i) {
+    for (int32_t j = axis_h.begin[h]; j < axis_h.begin[h + 1]; ++j) {
+      for (int32_t k = axis_w.begin[w]; k < axis_w.begin[w + 1]; ++k) {
+        const A weight = axis_d.weight[i] * axis_h.weight[j] * axis_w.weight[k];
+        sum += weight * widen(from[axis_d.at[i] * source.stride[0] + axis_h.at[j] * source.stride[1] +
+                                   axis_w.at[k] * source.stride[2]]);
+      }
+    }
+  }
+  return sum;
 }
 
-// Calls visit(target, channel stride, voxel stride, d, h, voxels) with the aligned target of some of the
-// RoI's rows at a time, from (d, h) on. scratch: that target of all channels, then what the alignment needs.
+// Some rows of one plane of the fused loss. Its voxels are walked with one stride where the prediction's rows
+// follow each other, else row by row.
+struct LossTile {
+  int64_t d, h, rows, width;
+};
+
+// Calls visit(tile) for the tiles of some planes.
 template <typename T, typename Visit>
-inline void for_each_aligned_tile(const AlignedCosine<T>& aligned, int64_t k, Range planes,
-                                  Accumulate<T>* scratch, Visit visit) {
-  using A = Accumulate<T>;
-  const auto& roi = aligned.rois[k];
-  const int64_t width = aligned.size[2];
-  const int32_t height = aligned.size[1], most = rows_at_once(aligned);
-  const Range channels{0, aligned.channels};
-  A* target = scratch;
-  A* rest = scratch + aligned.channels * most * width;
-  const bool channels_inside = aligned.features.stride[1] == 1 && aligned.features.stride[4] != 1;
+inline void for_each_loss_tile(const AlignedCosine<T>& aligned, const Source<T>& source, int64_t k,
+                               Range planes, Visit visit) {
   for (int64_t d = planes.begin; d < planes.end; ++d) {
-    for (int32_t h = 0; h < height; h += most) {
-      const int32_t rows = h + most < height ? most : height - h;
-      const int64_t voxels = rows * width;
-      for (int32_t r = 0; r < rows; ++r) {
-        if (channels_inside) {
-          align_row_channels(target + r * width * aligned.channels, rest, aligned.features, roi, channels,
-                             static_cast<int32_t>(d), h + r);
-        } else {
-          for_each_channel_row(
-              aligned.features, roi, channels, static_cast<int32_t>(d), h + r, rest,
-              [&](int64_t c) { return target + c * voxels + r * width; }, [](int64_t) {});
-        }
-      }
-      visit(target, channels_inside ? 1 : voxels, channels_inside ? aligned.channels : 1, d, h, voxels);
+    for (int64_t h = 0; h < aligned.size[1];) {
+      const int64_t end = tile_end(source, aligned.rois[k], h, aligned.tile);
+      visit(LossTile{d, h, end - h, aligned.size[2]});
+      h = end;
     }
   }
 }
 
-template <typename T>
+// Calls visit(first, n, voxel stride) for the pieces of a tile that one stride walks.
+template <typename Visit>
+inline void for_each_piece(const LossTile& tile, const int64_t* stride, Visit visit) {
+  if (stride[3] == tile.width * stride[4]) {
+    visit(int64_t{0}, tile.rows * tile.width);
+  } else {
+    for (int64_t r = 0; r < tile.rows; ++r) visit(r * tile.width, tile.width);
+  }
+}
+
+// Calls visit(channel, target) for all channels of a tile's contiguous target, some of them aligned together.
+template <typename T, typename Visit>
+inline void for_each_aligned_channel(const AlignedCosine<T>& aligned, const Source<T>& first,
+                                     const LossTile& tile, const RoiTaps<Accumulate<T>>& roi,
+                                     Accumulate<T>* target, const Stages<Accumulate<T>>& stages,
+                                     Visit visit) {
+  const int64_t voxels = tile.rows * tile.width;
+  for (int64_t c = 0; c < aligned.channels; c += aligned.channels_at_once) {
+    const int64_t n = smaller(aligned.channels_at_once, aligned.channels - c);
+    Source<T> source = first;
+    source.data += c * first.channel_stride;
+    align_tile(Target<Accumulate<T>>{target, voxels, tile.width, 1}, source, n, roi, tile.d,
+               {tile.h, tile.h + tile.rows}, stages);
+    for (int64_t i = 0; i < n; ++i) visit(c + i, target + i * voxels);
+  }
+}
+
+// The fused loss aligns the target of a channel, or of all of them where channels lie innermost, and uses it
+// at once. scratch: the stages, then [dot, p², z²] and the target of a tile.
+template <bool channels_last, typename T>
 void aligned_forward(const AlignedCosine<T>& aligned, const CosineForward<T>& args, int64_t k, Range planes,
                      Accumulate<T>* scratch) {
   using A = Accumulate<T>;
+  const auto& roi = aligned.rois[k];
   const auto& stride = aligned.prediction.stride;
-  for_each_aligned_tile(
-      aligned, k, planes, scratch,
-      [&](const A* z, int64_t z_channel, int64_t z_voxel, int64_t d, int64_t h, int64_t voxels) {
-        const T* p = aligned.prediction.data + k * stride[0] + d * stride[2] + h * stride[3];
-        const int64_t first = (d * aligned.size[1] + h) * aligned.size[2];
-        const auto finish = [&](int64_t v, const CosineSums<A>& sums) {
-          const auto result = finish_cosine<A>(
-              sums, args.eps, aligned.channels,
-              [&](int64_t c) { return widen(p[c * stride[1] + v * stride[4]]); },
-              [&](int64_t c) { return z[c * z_channel + v * z_voxel]; });
-          write_voxel(args, k, first + v, result);
-        };
-        if (stride[1] == 1 && z_channel == 1) {
-          for (int64_t v = 0; v < voxels; ++v) {
-            finish(v, sum_channels(p + v * stride[4], z + v * z_voxel, aligned.channels));
+  const Stages<A> stages{scratch, scratch + aligned.rows_at};
+  const Source<T> all(aligned.features, roi.sample, 0, aligned.channels);
+  const Source<T> first(aligned.features, roi.sample, 0, channels_last ? aligned.channels : 1);
+  const int64_t most = aligned.tile * aligned.size[2];
+  A *dot = scratch + aligned.tile_at, *pp = dot + most, *zz = pp + most, *target = zz + most;
+  for_each_loss_tile(aligned, first, k, planes, [&](const LossTile& tile) {
+    const T* p0 = aligned.prediction.data + k * stride[0] + tile.d * stride[2] + tile.h * stride[3];
+    const Range rows{tile.h, tile.h + tile.rows};
+    const int64_t voxels = tile.rows * tile.width, n = aligned.channels;
+    const auto at = [&](int64_t v) { return p0 + v / tile.width * stride[3] + v % tile.width * stride[4]; };
+    const auto finish = [&](int64_t v, const CosineSums<A>& sums, auto z) {
+      const T* p = at(v);
+      const auto result =
+          finish_cosine<A>(sums, args.eps, n, [&](int64_t c) { return widen(p[c * stride[1]]); }, z);
+      write_voxel(args, k, (tile.d * aligned.size[1] + tile.h) * tile.width + v, result);
+    };
+    if (channels_last) {
+      align_tile(Target<A>{target, 0, tile.width * n, n}, all, 1, roi, tile.d, rows, stages);
+      for (int64_t v = 0; v < voxels; ++v) {
+        const A* z = target + v * n;
+        const T* p = at(v);
+        CosineSums<A> sums{0, 0, 0};
+        if (stride[1] == 1) {
+          sums = sum_channels(p, z, n);
+        } else {
+          for (int64_t c = 0; c < n; ++c) {
+            const A x = widen(p[c * stride[1]]);
+            sums.dot += x * z[c];
+            sums.square_p += x * x;
+            sums.square_z += z[c] * z[c];
           }
-          return;
         }
-        for (int64_t v0 = 0; v0 < voxels; v0 += kVoxelTile) {
-          const int64_t n = smaller(kVoxelTile, voxels - v0);
-          A dot[kVoxelTile], pp[kVoxelTile], zz[kVoxelTile];
-          for (int64_t i = 0; i < n; ++i) dot[i] = pp[i] = zz[i] = 0;
-          for (int64_t c = 0; c < aligned.channels; ++c) {
-            const T* pc = p + c * stride[1] + v0 * stride[4];
-            const A* zc = z + c * z_channel + v0 * z_voxel;
-            if (stride[4] == 1 && z_voxel == 1) {
-              add_channel(
-                  dot, pp, zz, [=](int64_t i) { return widen(pc[i]); }, [=](int64_t i) { return zc[i]; }, n);
-            } else {
-              const int64_t p_voxel = stride[4];
-              add_channel(
-                  dot, pp, zz, [=](int64_t i) { return widen(pc[i * p_voxel]); },
-                  [=](int64_t i) { return zc[i * z_voxel]; }, n);
-            }
-          }
-          for (int64_t i = 0; i < n; ++i) finish(v0 + i, {dot[i], pp[i], zz[i]});
+        finish(v, sums, [&](int64_t c) { return z[c]; });
+      }
+      return;
+    }
+    for (int64_t v = 0; v < voxels; ++v) dot[v] = pp[v] = zz[v] = 0;
+    for_each_aligned_channel(aligned, first, tile, roi, target, stages, [&](int64_t c, const A* aligned_c) {
+      for_each_piece(tile, stride, [&](int64_t v, int64_t length) {
+        const T* p = p0 + v / tile.width * stride[3] + c * stride[1];
+        const A* z = aligned_c + v;
+        const int64_t p_voxel = stride[4];
+        if (p_voxel == 1) {
+          add_channel(
+              dot + v, pp + v, zz + v, [=](int64_t i) { return widen(p[i]); },
+              [=](int64_t i) { return z[i]; }, length);
+        } else {
+          add_channel(
+              dot + v, pp + v, zz + v, [=](int64_t i) { return widen(p[i * p_voxel]); },
+              [=](int64_t i) { return z[i]; }, length);
         }
       });
+    });
+    for (int64_t v = 0; v < voxels; ++v) {
+      finish(v, {dot[v], pp[v], zz[v]}, [&](int64_t c) {
+        return align_voxel(all, roi, c, tile.d, tile.h + v / tile.width, v % tile.width);
+      });
+    }
+  });
 }
 
-template <typename T>
+template <bool channels_last, typename T>
 void aligned_backward(const AlignedCosine<T>& aligned, const CosineBackward<T>& args, int64_t k, Range planes,
                       Accumulate<T>* scratch) {
   using A = Accumulate<T>;
-  const int64_t all = args.samples * args.voxels;
+  const auto& roi = aligned.rois[k];
   const auto& stride = aligned.prediction.stride;
   const auto& grad = args.grad_prediction;
-  for_each_aligned_tile(
-      aligned, k, planes, scratch,
-      [&](const A* z, int64_t z_channel, int64_t z_voxel, int64_t d, int64_t h, int64_t voxels) {
-        const T* p = aligned.prediction.data + k * stride[0] + d * stride[2] + h * stride[3];
-        const int64_t first = (d * aligned.size[1] + h) * aligned.size[2], i0 = k * args.voxels + first;
-        const A *scale = args.scale + i0, *cos = args.saved + i0, *inverse_p = cos + all,
-                *inverse_z = cos + 2 * all;
-        T* g = grad.data + k * grad.sample_stride + first * grad.voxel_stride;
-        const int64_t p_channel = stride[1], p_voxel = stride[4];
-        if (grad.channel_stride == 1) {
-          for (int64_t v = 0; v < voxels; ++v) {
-            const T* pv = p + v * p_voxel;
-            const A* zv = z + v * z_voxel;
-            const auto here = [](int64_t) { return int64_t{0}; };
-            const auto write = [&](auto own, auto other) {
-              write_gradients(g + v * grad.voxel_stride, 1, aligned.channels, scale + v, cos + v,
-                              inverse_p + v, inverse_z + v, own, other, here);
-            };
-            if (p_channel == 1 && z_channel == 1) {
-              write([=](int64_t c) { return widen(pv[c]); }, [=](int64_t c) { return zv[c]; });
-            } else {
-              write([=](int64_t c) { return widen(pv[c * p_channel]); },
-                    [=](int64_t c) { return zv[c * z_channel]; });
-            }
-          }
-          return;
+  const Stages<A> stages{scratch, scratch + aligned.rows_at};
+  const int64_t n = aligned.channels, n_voxels = args.samples * args.voxels;
+  const Source<T> first(aligned.features, roi.sample, 0, channels_last ? n : 1);
+  A* target = scratch + aligned.tile_at + 3 * aligned.tile * aligned.size[2];
+  for_each_loss_tile(aligned, first, k, planes, [&](const LossTile& tile) {
+    const T* p0 = aligned.prediction.data + k * stride[0] + tile.d * stride[2] + tile.h * stride[3];
+    const Range rows{tile.h, tile.h + tile.rows};
+    const int64_t voxel0 = (tile.d * aligned.size[1] + tile.h) * tile.width;
+    const int64_t voxels = tile.rows * tile.width, i0 = k * args.voxels + voxel0;
+    const A *scale = args.scale + i0, *cos = args.saved + i0, *inverse_p = cos + n_voxels,
+            *inverse_z = inverse_p + n_voxels;
+    T* g0 = grad.data + k * grad.sample_stride + voxel0 * grad.voxel_stride;
+    if (channels_last) {
+      align_tile(Target<A>{target, 0, tile.width * n, n}, first, 1, roi, tile.d, rows, stages);
+      for (int64_t v = 0; v < voxels; ++v) {
+        const A* z = target + v * n;
+        const T* p = p0 + v / tile.width * stride[3] + v % tile.width * stride[4];
+        const auto here = [](int64_t) { return int64_t{0}; };
+        const auto write = [&](int64_t grad_step, auto own) {
+          write_gradients(
+              g0 + v * grad.voxel_stride, grad_step, n, scale + v, cos + v, inverse_p + v, inverse_z + v, own,
+              [=](int64_t c) { return z[c]; }, here);
+        };
+        const int64_t p_channel = stride[1];
+        if (p_channel == 1 && grad.channel_stride == 1) {
+          write(1, [=](int64_t c) { return widen(p[c]); });
+        } else {
+          write(grad.channel_stride, [=](int64_t c) { return widen(p[c * p_channel]); });
         }
-        for (int64_t c = 0; c < aligned.channels; ++c) {
-          const T* pc = p + c * p_channel;
-          const A* zc = z + c * z_channel;
-          T* gc = g + c * grad.channel_stride;
-          const auto same = [](int64_t i) { return i; };
-          if (p_voxel == 1 && z_voxel == 1 && grad.voxel_stride == 1) {
-            write_gradients(
-                gc, 1, voxels, scale, cos, inverse_p, inverse_z, [=](int64_t i) { return widen(pc[i]); },
-                [=](int64_t i) { return zc[i]; }, same);
-          } else {
-            write_gradients(
-                gc, grad.voxel_stride, voxels, scale, cos, inverse_p, inverse_z,
-                [=](int64_t i) { return widen(pc[i * p_voxel]); }, [=](int64_t i) { return zc[i * z_voxel]; },
-                same);
-          }
+      }
+      return;
+    }
+    for_each_aligned_channel(aligned, first, tile, roi, target, stages, [&](int64_t c, const A* aligned_c) {
+      for_each_piece(tile, stride, [&](int64_t v, int64_t length) {
+        const T* p = p0 + v / tile.width * stride[3] + c * stride[1];
+        const A* z = aligned_c + v;
+        T* g = g0 + v * grad.voxel_stride + c * grad.channel_stride;
+        const int64_t p_voxel = stride[4];
+        const auto same = [](int64_t i) { return i; };
+        if (p_voxel == 1 && grad.voxel_stride == 1) {
+          write_gradients(
+              g, 1, length, scale + v, cos + v, inverse_p + v, inverse_z + v,
+              [=](int64_t i) { return widen(p[i]); }, [=](int64_t i) { return z[i]; }, same);
+        } else {
+          write_gradients(
+              g, grad.voxel_stride, length, scale + v, cos + v, inverse_p + v, inverse_z + v,
+              [=](int64_t i) { return widen(p[i * p_voxel]); }, [=](int64_t i) { return z[i]; }, same);
         }
       });
+    });
+  });
 }
 
 }  // namespace

@@ -17,13 +17,15 @@ namespace PGL_OPS_ISA {
 template <typename T>
 const CpuKernels<T>& kernels() {
   if constexpr (sizeof(Sampled<T>) == sizeof(T)) {
-    static constexpr CpuKernels<T> table{
-        forward<T>,        forward_channels_last<T>, backward<T>,        backward_channels_last<T>,
-        cosine_forward<T>, cosine_backward<T>,       aligned_forward<T>, aligned_backward<T>};
+    static constexpr CpuKernels<T> table{{forward<false, T>, forward<true, T>},
+                                         {backward<false, T>, backward<true, T>},
+                                         cosine_forward<T>,
+                                         cosine_backward<T>,
+                                         {aligned_forward<false, T>, aligned_forward<true, T>},
+                                         {aligned_backward<false, T>, aligned_backward<true, T>}};
     return table;
   } else {
-    static constexpr CpuKernels<T> table{
-        forward<T>, forward_channels_last<T>, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    static constexpr CpuKernels<T> table{{forward<false, T>, forward<true, T>}, {}, nullptr, nullptr, {}, {}};
     return table;
   }
 }

@@ -12,24 +12,52 @@ namespace pgl_ops {
 
 // One RoI's sparse matrix on one axis: for each destination the sources that it reads, with their weights.
 // Destinations are output bins and sources voxels; in the backward pass the other way round.
+//
+// Sources that no destination reads are left out where `slots` says so: the others are numbered without gaps.
 template <typename A>
 struct AxisTaps {
-  int32_t first;      // the first destination that has a row here
-  int32_t count;      // the number of destinations
-  int32_t source_lo;  // all sources lie in [source_lo, source_hi)
-  int32_t source_hi;
-  int32_t width;          // rows of `index` and `weight`: the most taps of any destination
-  const int32_t* taps;    // [count]: how many taps each destination has
-  const int32_t* index;   // [width, count]: sources less source_lo; source_hi - source_lo where unused
-  const A* weight;        // [width, count]; 0 where unused
-  const int32_t* window;  // for each 16 destinations: where the 32 sources begin that hold all their
-                          // taps, or -1
+  int32_t first, count;   // the destinations [first, first + count) have rows here
+  int32_t slots;          // the number of sources
+  int32_t width;          // the taps of every destination, if they have equally many and few, else 0
+  const int32_t* source;  // [slots]: each slot's source, ascending
+  const int32_t* begin;   // [count + 1]: destination t has the taps [begin[t], begin[t + 1])
+  const int32_t* slot;    // each tap's slot, ascending within a destination
+  const int32_t* at;      // each tap's source
+  const A* weight;        // each tap's weight
+};
+
+// The most taps that all destinations of an axis are given alike.
+constexpr int32_t kMostEven = 4;
+
+// Destinations that one vector of sums holds.
+constexpr int32_t kLanes = 16;
+// Sources that two such vectors hold, from which taps are picked at once.
+constexpr int32_t kWindow = 2 * kLanes;
+
+// The W axis of contiguous volumes once more, by lanes: 16 destinations, of one row or of several short ones.
+template <typename A>
+struct LaneBlock {
+  int32_t source;        // the first element that any of its taps reads
+  int32_t lanes;         // destinations
+  int32_t width;         // the most taps of any of them
+  int32_t windows;       // windows that its taps lie in
+  const int32_t* index;  // [width, 16]: elements less `source`; 0 where unused
+  const A* weight;       // [width, 16]; 0 where unused
+  const uint16_t* used;  // [windows, width]: the lanes whose tap lies in the window
+};
+
+template <typename A>
+struct LaneTaps {
+  int32_t rows;    // rows that a block spans; they lie `slots` elements apart
+  int32_t blocks;  // blocks across a row, or across `rows` rows
+  const LaneBlock<A>* block;
 };
 
 template <typename A>
 struct RoiTaps {
   int64_t sample;       // batch index
   AxisTaps<A> axes[3];  // D, H, W
+  LaneTaps<A> lanes;    // contiguous volumes only
 };
 
 // A strided volume Tensor[N, C, D, H, W].
@@ -44,6 +72,7 @@ struct RoiForward {
   Volume<const T> input;
   Volume<Sampled<T>> output;
   const RoiTaps<Accumulate<T>>* rois;
+  int64_t rows_at;  // where in the scratch memory the second stage's result lies
 };
 
 template <typename T>
@@ -54,6 +83,8 @@ struct RoiBackward {
   const int64_t* order;                // RoIs grouped by sample, in their own order within it
   const int64_t* group;                // [N + 1]: sample n has order[group[n] .. group[n + 1])
   int64_t size[3];                     // D, H, W of the input
+  int64_t tile;                        // rows of a plane that are summed at once
+  int64_t rows_at, tile_at;            // where in the scratch memory the second stage and that sum lie
 };
 
 // Where the loss finds a strided feature map: voxel v of sample n, channel c.
@@ -91,48 +122,45 @@ struct AlignedCosine {
   Volume<const T> prediction, features;
   const RoiTaps<Accumulate<T>>* rois;
   int64_t channels;
-  int32_t size[3];  // d, h, w
+  int32_t size[3];           // d, h, w
+  int64_t tile;              // rows of a plane that are aligned at once
+  int64_t channels_at_once;  // contiguous channels that are aligned at once
+  int64_t rows_at, tile_at;  // where in the scratch memory the second stage and the tile lie
 };
 
-// Combined rows of contiguous volumes in flight: the first is read again only after the last is written,
-// since a load that spans two stores waits until both have reached the cache.
-constexpr int64_t kRowsInFlight = 8;
-
-// Room for a combined row of `length` elements, a zero behind it, and what vector loads and stores reach
-// beyond.
-constexpr int64_t kRowPadding = 33;
-constexpr int64_t padded_row(int64_t length) { return length + kRowPadding; }
-
-// Scratch memory, in elements, for the combined rows in flight.
-constexpr int64_t combined_rows_room(int64_t length) { return kRowsInFlight * padded_row(length); }
-
-// Rows of the aligned target that the fused loss holds at a time: about 512 voxels.
-constexpr int32_t aligned_rows_at_once(int32_t height, int32_t width) {
-  return width >= 512 ? 1 : (512 / width < height ? 512 / width : height);
+// The elements that a stage between input and output may hold, for rows of so many: what the first-level
+// cache holds beside the input, or if rows are long some of them in the second-level cache, since those at a
+// tile's border are made twice.
+template <typename A>
+constexpr int64_t stage_elements(int64_t row) {
+  constexpr int64_t least = 9216 / sizeof(A), most = 131072 / sizeof(A);
+  return 10 * row < least ? least : (10 * row > most ? most : 10 * row);
 }
+// The most elements between two rows that are read along with them.
+constexpr int64_t kMostGap = 2 * kLanes;
+// What vector loads and stores reach beyond a row, in elements.
+constexpr int64_t kRowPadding = 3 * kLanes;
 
 struct Range {
   int64_t begin, end;
 };
 
+// Where there are two of a kind, the second is for channels_last_3d volumes.
 template <typename T>
 struct CpuKernels {
   using A = Accumulate<T>;
   // One RoI, some channels, some output planes. scratch: see the function of that name.
-  void (*forward)(const RoiForward<T>&, int64_t roi, Range channels, Range planes, A* scratch);
-  void (*forward_channels_last)(const RoiForward<T>&, int64_t roi, Range channels, Range planes, A* scratch);
+  void (*forward[2])(const RoiForward<T>&, int64_t roi, Range channels, Range planes, A* scratch);
   // One sample, some channels, some input planes.
-  void (*backward)(const RoiBackward<T>&, int64_t sample, Range channels, Range planes, A* scratch);
-  void (*backward_channels_last)(const RoiBackward<T>&, int64_t sample, Range channels, Range planes,
-                                 A* scratch);
+  void (*backward[2])(const RoiBackward<T>&, int64_t sample, Range channels, Range planes, A* scratch);
   // Some voxels of one sample.
   void (*cosine_forward)(const CosineForward<T>&, int64_t sample, Range voxels);
   void (*cosine_backward)(const CosineBackward<T>&, int64_t sample, Range voxels);
   // Some planes of one RoI.
-  void (*aligned_forward)(const AlignedCosine<T>&, const CosineForward<T>&, int64_t roi, Range planes,
-                          A* scratch);
-  void (*aligned_backward)(const AlignedCosine<T>&, const CosineBackward<T>&, int64_t roi, Range planes,
-                           A* scratch);
+  void (*aligned_forward[2])(const AlignedCosine<T>&, const CosineForward<T>&, int64_t roi, Range planes,
+                             A* scratch);
+  void (*aligned_backward[2])(const AlignedCosine<T>&, const CosineBackward<T>&, int64_t roi, Range planes,
+                              A* scratch);
 };
 
 // Defined once for each instruction set. The loss kernels of integer types are null.

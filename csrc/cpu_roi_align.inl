@@ -1,329 +1,428 @@
-// RoIAlign on the CPU. Every result row is made in two steps:
-//   1. combine: the source rows that touch it, each times its D weight and its H weight, summed to one row;
-//   2. contract: that row's W taps, summed to the result row.
-// The backward pass is the same with transposed taps, summed over the RoIs in their order.
+// RoIAlign on the CPU, an output tile at a time: some rows of a plane of one RoI. Three stages, one an axis,
+// each on as few rows as can be:
+//
+//   forward    D: the source planes, each times its weight, summed to one plane    planes -> rows
+//              H: the rows of that plane, summed to the tile's rows
+//              W: within each row
+//   backward   D as above, then W, which lengthens rows, then H, which adds them to the gradient
+//
+// A contiguous volume takes them channel by channel, its vectors lying along W; a channels_last one takes a
+// block of channels at once, its vectors lying along the channels. A row holds `channels` elements a voxel,
+// so D and H are the same for both.
 
 namespace pgl_ops {
 namespace PGL_OPS_ISA {
 namespace {
 
-// The source rows of one destination row: where they start, relative to the first row, and their weights.
-// They are the same for all channels.
-constexpr int kRowsAtOnce = 64;
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-template <typename A>
-struct RowList {
-  int64_t offset[kRowsAtOnce];
-  A weight[kRowsAtOnce];
-  int count;
+// One sample (or RoI) of a strided volume: `channels` of them from `data` on.
+template <typename T>
+struct Source {
+  const T* data;
+  int64_t channels, channel_stride, stride[3];
+
+  Source(const Volume<const T>& volume, int64_t n, int64_t first_channel, int64_t n_channels)
+      : data(volume.data + n * volume.stride[0] + first_channel * volume.stride[1]),
+        channels(n_channels),
+        channel_stride(volume.stride[1]),
+        stride{volume.stride[2], volume.stride[3], volume.stride[4]} {}
+
+  bool side_by_side() const { return channels == 1 || channel_stride == 1; }
+  bool rows_in_one_piece() const { return side_by_side() && stride[2] == channels; }
 };
 
-// Calls flush(list, first) with the source rows of destination (d, h), some at a time; `first` tells the
-// first call. Returns false where no source row touches it.
-template <typename A, typename Flush>
-inline bool for_each_row_list(const AxisTaps<A>& axis_d, int32_t d, int64_t stride_d,
-                              const AxisTaps<A>& axis_h, int32_t h, int64_t stride_h, Flush flush) {
-  RowList<A> list;
-  list.count = 0;
-  bool first = true;
-  for (int32_t i = 0; i < axis_d.taps[d]; ++i) {
-    const int64_t plane = axis_d.index[i * int64_t{axis_d.count} + d] * stride_d;
-    const A weight_d = axis_d.weight[i * int64_t{axis_d.count} + d];
-    for (int32_t j = 0; j < axis_h.taps[h]; ++j) {
-      if (list.count == kRowsAtOnce) {
-        flush(list, first);
-        first = false;
-        list.count = 0;
+// The taps of one destination as rows that lie `stride` elements apart.
+template <typename A>
+inline Rows<A> rows_of(const AxisTaps<A>& axis, int64_t t, const int32_t* at, int64_t stride) {
+  const int32_t begin = axis.begin[t];
+  return {at + begin, axis.weight + begin, axis.begin[t + 1] - begin, stride};
+}
+
+// The slots that the destinations [from, to) read.
+template <typename A>
+inline Range slots_of(const AxisTaps<A>& axis, int64_t from, int64_t to) {
+  Range slots{axis.slots, 0};
+  for (int64_t t = from; t < to; ++t) {
+    if (axis.begin[t] == axis.begin[t + 1]) continue;
+    slots.begin = smaller(slots.begin, axis.slot[axis.begin[t]]);
+    slots.end = larger(slots.end, axis.slot[axis.begin[t + 1] - 1] + 1);
+  }
+  if (slots.end < slots.begin) slots.begin = slots.end;
+  return slots;
+}
+
+// Calls visit(slot, n) for each run of slots in [from, to) whose sources follow one another.
+template <typename A, typename Visit>
+inline void for_each_run(const AxisTaps<A>& axis, int64_t from, int64_t to, Visit visit) {
+  while (from < to) {
+    int64_t n = 1;
+    while (from + n < to && axis.source[from + n] == axis.source[from] + n) ++n;
+    visit(from, n);
+    from += n;
+  }
+}
+
+// Rows of the source, as long as axis_w reads, times their weights, summed: to[slot, channel].
+template <typename T>
+inline void combine_row(Accumulate<T>* to, const T* base, const Rows<Accumulate<T>>& rows,
+                        const Source<T>& source, const AxisTaps<Accumulate<T>>& axis_w) {
+  using A = Accumulate<T>;
+  const int64_t n = source.channels;
+  if (source.rows_in_one_piece()) {
+    for_each_run(axis_w, 0, axis_w.slots, [&](int64_t slot, int64_t length) {
+      combine(to + slot * n, base + axis_w.source[slot] * n, rows, length * n);
+    });
+  } else if (n > 1 && source.channel_stride == 1) {
+    for (int32_t slot = 0; slot < axis_w.slots; ++slot) {
+      combine(to + slot * n, base + axis_w.source[slot] * source.stride[2], rows, n);
+    }
+  } else {
+    for (int32_t slot = 0; slot < axis_w.slots; ++slot) {
+      for (int64_t c = 0; c < n; ++c) {
+        const T* from = base + axis_w.source[slot] * source.stride[2] + c * source.channel_stride;
+        A sum = 0;
+        for (int32_t r = 0; r < rows.count; ++r) {
+          sum += rows.weight[r] * widen(from[rows.at[r] * rows.stride]);
+        }
+        to[slot * n + c] = sum;
       }
-      list.offset[list.count] = plane + axis_h.index[j * int64_t{axis_h.count} + h] * stride_h;
-      list.weight[list.count++] = weight_d * axis_h.weight[j * int64_t{axis_h.count} + h];
     }
   }
-  if (list.count == 0) return false;
-  flush(list, first);
+}
+
+// What the D stage leaves: rows `pitch` elements apart. Where the source's rows follow each other closely,
+// they are taken with the gaps between them, many short rows as a single long one.
+template <typename T>
+inline int64_t plane_pitch(const Source<T>& source, const AxisTaps<Accumulate<T>>& axis_w, int64_t most_gap) {
+  const int64_t length = axis_w.slots * source.channels, gap = source.stride[1] - length;
+  const bool one_run =
+      axis_w.slots > 0 && axis_w.source[axis_w.slots - 1] - axis_w.source[0] == axis_w.slots - 1;
+  return one_run && source.rows_in_one_piece() && gap >= 0 && gap <= most_gap ? source.stride[1] : length;
+}
+
+// Elements before a contiguous plane's rows that are read with them, so that vectors begin at cache lines: a
+// load across two lines takes twice the time.
+template <typename T>
+inline int64_t plane_lead(const Source<T>& source, int64_t pitch, const AxisTaps<Accumulate<T>>& axis_h,
+                          const AxisTaps<Accumulate<T>>& axis_w, const LaneTaps<Accumulate<T>>& lanes) {
+  constexpr int64_t line = 64 / sizeof(T);
+  if (source.channels != 1 || lanes.rows > 1 || pitch != source.stride[1] || pitch % line != 0 ||
+      source.stride[0] % line != 0 || sizeof(T) != sizeof(Accumulate<T>)) {
+    return 0;
+  }
+  const int64_t before = axis_h.source[0] * source.stride[1] + axis_w.source[0];
+  const auto address = reinterpret_cast<uintptr_t>(source.data + before);
+  const auto lead = static_cast<int64_t>(address % 64 / sizeof(T));
+  return lead <= before ? lead : 0;
+}
+
+// The D stage: the rows of some slots of axis_h, summed over the planes, with `lead` elements before each.
+template <typename T>
+inline void combine_planes(Accumulate<T>* to, int64_t pitch, int64_t lead, const Rows<Accumulate<T>>& planes,
+                           const Source<T>& source, const AxisTaps<Accumulate<T>>& axis_h, Range slots,
+                           const AxisTaps<Accumulate<T>>& axis_w) {
+  const int64_t length = axis_w.slots * source.channels;
+  if (pitch == source.stride[1] && source.rows_in_one_piece()) {
+    for_each_run(axis_h, slots.begin, slots.end, [&](int64_t slot, int64_t rows) {
+      const T* base =
+          source.data + axis_h.source[slot] * source.stride[1] + axis_w.source[0] * source.stride[2];
+      combine(to + (slot - slots.begin) * pitch, base - lead, planes, (rows - 1) * pitch + lead + length);
+    });
+    return;
+  }
+  const bool one_piece = axis_w.source[axis_w.slots - 1] - axis_w.source[0] == axis_w.slots - 1;
+  if (one_piece && source.rows_in_one_piece()) {
+    for_each_run(axis_h, slots.begin, slots.end, [&](int64_t slot, int64_t rows) {
+      const T* base =
+          source.data + axis_h.source[slot] * source.stride[1] + axis_w.source[0] * source.stride[2];
+      combine_alike(to + (slot - slots.begin) * pitch, pitch, base, source.stride[1], planes, rows, length);
+    });
+    return;
+  }
+  for (int64_t slot = slots.begin; slot < slots.end; ++slot) {
+    combine_row(to + (slot - slots.begin) * pitch, source.data + axis_h.source[slot] * source.stride[1],
+                planes, source, axis_w);
+  }
+}
+
+// The W stage: `count` rows of `slots * channels` elements to rows of `axis_w.count * channels`.
+template <typename O, typename A>
+inline void contract_rows(O* to, int64_t to_row, int64_t to_voxel, const A* rows, int64_t pitch,
+                          int64_t count, int64_t channels, const AxisTaps<A>& axis_w,
+                          const LaneTaps<A>& lanes) {
+  if (lanes.blocks > 0) {
+    const int64_t groups = (count + lanes.rows - 1) / lanes.rows;
+    const auto last_rows = static_cast<int32_t>(count - (groups - 1) * lanes.rows);
+    for (int32_t b = 0; b < lanes.blocks; ++b) {
+      const LaneBlock<A>& block = lanes.block[b];
+      contract(to + b * kLanes, lanes.rows * to_row, rows, lanes.rows * pitch, groups,
+               block.lanes / lanes.rows * last_rows, block);
+    }
+    return;
+  }
+  for (int32_t t = 0; t < axis_w.count; ++t) {
+    const Rows<A> taps = rows_of(axis_w, t, axis_w.slot, channels);
+    combine_alike(to + t * to_voxel, to_row, rows, pitch, taps, count, channels);
+  }
+}
+
+// The pitch of rows between stages: whole vectors, but where one block of lanes spans several rows.
+template <typename A>
+inline int64_t row_pitch(int64_t length, const LaneTaps<A>& lanes) {
+  return lanes.rows > 1 ? length : (length + kLanes - 1) / kLanes * kLanes;
+}
+
+// Where the results of the stages lie.
+template <typename A>
+struct Stages {
+  A *planes, *rows;
+};
+
+// Channels of a contiguous volume that each stage takes before the next stage begins, where a stage's result
+// has so many elements: a load that spans parts of two stores waits until both have reached the cache.
+constexpr int64_t kMostInFlight = 8;
+
+template <typename A>
+inline int64_t channels_in_flight(int64_t planes, int64_t rows, int64_t row) {
+  const int64_t fitting = stage_elements<A>(row) / (larger(planes, rows) + kRowPadding);
+  return fitting < 1 ? 1 : smaller(fitting, kMostInFlight);
+}
+
+// Where some rows of a plane of results go: channels, rows and voxels lie so far apart.
+template <typename O>
+struct Target {
+  O* data;
+  int64_t channel, row, voxel;
+};
+
+// Output rows from `from` on that are aligned together.
+template <typename T>
+inline int64_t tile_end(const Source<T>& source, const RoiTaps<Accumulate<T>>& roi, int64_t from,
+                        int64_t most_rows) {
+  const auto &axis_h = roi.axes[1], &axis_w = roi.axes[2];
+  const int64_t length = axis_w.slots * source.channels + kMostGap;
+  const int64_t pitch = plane_pitch(source, axis_w, kMostGap);
+  const int64_t most = stage_elements<Accumulate<T>>(pitch), end = smaller(axis_h.count, from + most_rows);
+  if (axis_h.slots * pitch <= most && (end - from) * length <= most) return end;
+  int64_t to = from + 1;
+  while (to < end && (to + 1 - from) * length <= most) {
+    const Range slots = slots_of(axis_h, from, to + 1);
+    if ((slots.end - slots.begin) * pitch > most) break;
+    ++to;
+  }
+  return to;
+}
+
+// Plane d, rows `tile` of a RoI, for `n` sources that lie source.channel_stride apart.
+template <typename O, typename T>
+inline void align_tile(const Target<O>& to, const Source<T>& source, int64_t n,
+                       const RoiTaps<Accumulate<T>>& roi, int64_t d, Range tile,
+                       const Stages<Accumulate<T>>& stages) {
+  using A = Accumulate<T>;
+  const AxisTaps<A>&axis_d = roi.axes[0], &axis_h = roi.axes[1], &axis_w = roi.axes[2];
+  const int64_t length = axis_w.slots * source.channels, count = tile.end - tile.begin;
+  const Rows<A> planes = rows_of(axis_d, d, axis_d.at, source.stride[0]);
+  if (planes.count == 0 || length == 0) {
+    for (int64_t i = 0; i < n * count * axis_w.count; ++i) {
+      O* voxel = to.data + i / axis_w.count / count * to.channel + i / axis_w.count % count * to.row +
+                 i % axis_w.count * to.voxel;
+      for (int64_t c = 0; c < source.channels; ++c) voxel[c] = Narrow<O>::from(A(0));
+    }
+    return;
+  }
+  const int64_t plane_row = plane_pitch(source, axis_w, kMostGap);
+  const bool read_in_place = planes.count == 1 && planes.weight[0] == 1;
+  const int64_t lead = read_in_place ? 0 : plane_lead(source, plane_row, axis_h, axis_w, roi.lanes);
+  const int64_t pitch = row_pitch(lead + length, roi.lanes);
+  const bool whole_rows = source.channels == 1 && source.stride[2] == 1;
+  const Range slots = slots_of(axis_h, tile.begin, tile.end);
+  const int64_t n_planes = (slots.end - slots.begin) * plane_row, n_rows = count * pitch;
+  const int64_t most = n > 1 ? channels_in_flight<A>(n_planes, n_rows, plane_row) : 1;
+  for (int64_t first = 0; first < n; first += most) {
+    const int64_t some = smaller(most, n - first);
+    Source<T> from = source;
+    from.data += first * source.channel_stride;
+    if (read_in_place) {
+      // Nothing to sum: rows are read where they lie.
+      for (int64_t c = 0; c < some; ++c) {
+        const T* base = from.data + c * from.channel_stride + planes.at[0] * planes.stride;
+        A* rows = stages.rows + c * (n_rows + kRowPadding);
+        if (whole_rows) {
+          combine_each<false>(rows, pitch, base + axis_w.source[0], axis_h, axis_h.at, tile.begin, count,
+                              from.stride[1], length);
+          continue;
+        }
+        for (int64_t r = 0; r < count; ++r) {
+          const Rows<A> taps = rows_of(axis_h, tile.begin + r, axis_h.at, from.stride[1]);
+          combine_row(rows + r * pitch, base, taps, from, axis_w);
+        }
+      }
+    } else {
+      for (int64_t c = 0; c < some; ++c) {
+        Source<T> channel = from;
+        channel.data += c * from.channel_stride;
+        combine_planes(stages.planes + c * (n_planes + kRowPadding), plane_row, lead, planes, channel, axis_h,
+                       slots, axis_w);
+      }
+      for (int64_t c = 0; c < some; ++c) {
+        combine_each<false>(stages.rows + c * (n_rows + kRowPadding), pitch,
+                            stages.planes + c * (n_planes + kRowPadding) - slots.begin * plane_row, axis_h,
+                            axis_h.slot, tile.begin, count, plane_row, lead + length);
+      }
+    }
+    for (int64_t c = 0; c < some; ++c) {
+      contract_rows(to.data + (first + c) * to.channel, to.row, to.voxel,
+                    stages.rows + c * (n_rows + kRowPadding) + lead, pitch, count, source.channels, axis_w,
+                    roi.lanes);
+    }
+  }
+}
+
+// Asks for what plane d + 1 of bins reads and plane d does not, while that is being worked on.
+template <typename T>
+inline void prefetch_next(const Source<T>& source, const RoiTaps<Accumulate<T>>& roi, int64_t d, Range tile) {
+  const auto &axis_d = roi.axes[0], &axis_h = roi.axes[1], &axis_w = roi.axes[2];
+  if (d + 1 >= axis_d.count || axis_d.begin[d] == axis_d.begin[d + 1] || axis_w.slots == 0) return;
+  const int32_t last = axis_d.at[axis_d.begin[d + 1] - 1];
+  const Range slots = slots_of(axis_h, tile.begin, tile.end);
+  for (int32_t i = axis_d.begin[d + 1]; i < axis_d.begin[d + 2]; ++i) {
+    if (axis_d.at[i] <= last) continue;
+    for (int64_t slot = slots.begin; slot < slots.end; ++slot) {
+      const T* row = source.data + axis_d.at[i] * source.stride[0] + axis_h.source[slot] * source.stride[1] +
+                     axis_w.source[0];
+      for (int64_t w = 0; w < axis_w.slots; w += 64 / static_cast<int64_t>(sizeof(T)))
+        __builtin_prefetch(row + w);
+    }
+  }
+}
+
+template <bool channels_last, typename T>
+void forward(const RoiForward<T>& args, int64_t k, Range channels, Range planes, Accumulate<T>* scratch) {
+  const auto& roi = args.rois[k];
+  const Volume<Sampled<T>>& out = args.output;
+  const Stages<Accumulate<T>> stages{scratch, scratch + args.rows_at};
+  const int64_t n_channels = channels.end - channels.begin;
+  const Source<T> source(args.input, roi.sample, channels.begin, channels_last ? n_channels : 1);
+  for (int64_t h = 0; h < roi.axes[1].count;) {
+    const int64_t end = tile_end(source, roi, h, roi.axes[1].count);
+    Sampled<T>* to = out.data + k * out.stride[0] + channels.begin * out.stride[1] + h * out.stride[3];
+    const auto align = [&](int64_t d, int64_t c, int64_t n) {
+      Source<T> from = source;
+      from.data += c * source.channel_stride;
+      const Target<Sampled<T>> target{to + c * out.stride[1] + d * out.stride[2], out.stride[1],
+                                      out.stride[3], out.stride[4]};
+      align_tile(target, from, n, roi, d, {h, end}, stages);
+    };
+    // Neighbouring planes of bins read mostly the same rows: they are still in the first-level cache.
+    const int64_t step = channels_last ? n_channels : smaller(n_channels, kMostInFlight);
+    for (int64_t c = 0; c < n_channels; c += step) {
+      for (int64_t d = planes.begin; d < planes.end; ++d) {
+        if (!channels_last && n_channels == 1) prefetch_next(source, roi, d, {h, end});
+        align(d, c, channels_last ? 1 : smaller(step, n_channels - c));
+      }
+    }
+    h = end;
+  }
+}
+
+template <typename V>
+inline void fill_zero(V* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = V{};
+}
+
+// Adds (or, if `fresh`, writes) what one RoI gives to the rows `tile` of plane d, for `n` sources that lie
+// source.channel_stride apart and results to.channel apart: [row, voxel, channel] each. Returns whether it
+// gave anything.
+template <typename T>
+inline bool add_roi(const Target<Accumulate<T>>& to, const Source<T>& source, int64_t n,
+                    const RoiTaps<Accumulate<T>>& roi, int64_t d, Range tile, bool fresh,
+                    const Stages<Accumulate<T>>& stages) {
+  using A = Accumulate<T>;
+  const AxisTaps<A>&axis_d = roi.axes[0], &axis_h = roi.axes[1], &axis_w = roi.axes[2];
+  const int64_t row_d = d - axis_d.first;
+  if (row_d < 0 || row_d >= axis_d.count || axis_w.count == 0) return false;
+  const Rows<A> planes = rows_of(axis_d, row_d, axis_d.at, source.stride[0]);
+  const Range rows{larger(tile.begin, axis_h.first), smaller(tile.end, axis_h.first + axis_h.count)};
+  if (planes.count == 0 || rows.begin >= rows.end) return false;
+  const Range slots = slots_of(axis_h, rows.begin - axis_h.first, rows.end - axis_h.first);
+  if (slots.begin == slots.end) return false;
+
+  const int64_t plane_row = plane_pitch(source, axis_w, roi.lanes.rows > 1 ? 0 : kMostGap);
+  const int64_t length = axis_w.count * source.channels, n_slots = slots.end - slots.begin;
+  const int64_t n_planes = n_slots * plane_row, n_rows = n_slots * length;
+  const int64_t before = axis_w.first * source.channels, after = to.row - before - length;
+  const int64_t first_row = rows.begin - tile.begin, count = rows.end - rows.begin;
+  const int64_t most = n > 1 ? channels_in_flight<A>(n_planes, n_rows, larger(plane_row, length)) : 1;
+  for (int64_t first = 0; first < n; first += most) {
+    const int64_t some = smaller(most, n - first);
+    for (int64_t c = 0; c < some; ++c) {
+      Source<T> channel = source;
+      channel.data += (first + c) * source.channel_stride;
+      combine_planes(stages.planes + c * (n_planes + kRowPadding), plane_row, 0, planes, channel, axis_h,
+                     slots, axis_w);
+    }
+    for (int64_t c = 0; c < some; ++c) {
+      contract_rows(stages.rows + c * (n_rows + kRowPadding), length, source.channels,
+                    stages.planes + c * (n_planes + kRowPadding), plane_row, n_slots, source.channels, axis_w,
+                    roi.lanes);
+    }
+    for (int64_t c = 0; c < some; ++c) {
+      A* sum = to.data + (first + c) * to.channel;
+      const A* base = stages.rows + c * (n_rows + kRowPadding) - slots.begin * length;
+      const auto add_rows = [&](auto add) {
+        combine_each<decltype(add)::value>(sum + first_row * to.row + before, to.row, base, axis_h,
+                                           axis_h.slot, rows.begin - axis_h.first, count, length, length);
+      };
+      if (!fresh) {
+        add_rows(std::true_type{});
+        continue;
+      }
+      fill_zero(sum, first_row * to.row);
+      for (int64_t r = first_row; r < first_row + count; ++r) {
+        fill_zero(sum + r * to.row, before);
+        fill_zero(sum + r * to.row + before + length, after);
+      }
+      add_rows(std::false_type{});
+      fill_zero(sum + (first_row + count) * to.row, (tile.end - rows.end) * to.row);
+    }
+  }
   return true;
 }
 
-// Step 1, with room behind the row if `whole`: sum[i] = (or, if not `first`, +=) Σ_r weight_r · base[offset_r
-// + i · stride].
-template <bool whole, typename T>
-inline void combine(Accumulate<T>* __restrict sum, const T* base, const RowList<Accumulate<T>>& rows,
-                    bool first, int64_t length, int64_t stride) {
-  using A = Accumulate<T>;
-  if (stride == 1) {
-    combine_vectors<whole>(sum, base, rows.offset, rows.weight, rows.count, first, length);
-    return;
-  }
-  for (int64_t i = 0; i < length; ++i) {
-    A value = first ? A(0) : sum[i];
-    for (int r = 0; r < rows.count; ++r) value += rows.weight[r] * widen(base[rows.offset[r] + i * stride]);
-    sum[i] = value;
-  }
-}
-
-// Both steps for the channels [0, n) of source rows that fit one list: row_of(c)[j] (+)= Σ_i weight[i, j] ·
-// sum[index[i, j]], then visit(c).
-template <bool add, typename T, typename RowOf, typename Visit>
-inline void align_channels(Accumulate<T>* sum, const T* base, int64_t channel_stride, int64_t n,
-                           const RowList<Accumulate<T>>& rows, int64_t length, int64_t stride,
-                           const AxisTaps<Accumulate<T>>& axis_w, RowOf row_of, Visit visit) {
-  if (stride == 1 && fits_registers<Accumulate<T>>(length)) {
-    for (int64_t c = 0; c < n; ++c) {
-      combine_and_contract<add>(row_of(c), base + c * channel_stride, rows.offset, rows.weight, rows.count,
-                                length, axis_w);
-      visit(c);
-    }
-    return;
-  }
-  const int64_t room = padded_row(length);
-  for (int64_t first = 0; first < n; first += kRowsInFlight) {
-    const int64_t last = first + kRowsInFlight < n ? first + kRowsInFlight : n;
-    for (int64_t c = first; c < last; ++c) {
-      combine<true>(sum + (c - first) * room, base + c * channel_stride, rows, true, length, stride);
-    }
-    for (int64_t c = first; c < last; ++c) {
-      contract_vectors<add>(row_of(c), sum + (c - first) * room, axis_w);
-      visit(c);
-    }
-  }
-}
-
-// Step 2, a block of channels innermost.
-template <bool add, typename A>
-inline void contract_channels(A* __restrict rows, const A* __restrict sum, const AxisTaps<A>& axis,
-                              int64_t channels) {
-  int64_t offset[kRowsAtOnce];
-  A weight[kRowsAtOnce];
-  for (int32_t j = 0; j < axis.count; ++j) {
-    A* row = rows + j * channels;
-    bool first = !add;
-    for (int32_t i = 0; i < axis.taps[j];) {
-      int n = 0;
-      for (; n < kRowsAtOnce && i < axis.taps[j]; ++n, ++i) {
-        offset[n] = axis.index[i * int64_t{axis.count} + j] * channels;
-        weight[n] = axis.weight[i * int64_t{axis.count} + j];
-      }
-      combine_vectors<false>(row, sum, offset, weight, n, first, channels);
-      first = false;
-    }
-    if (first) {
-      for (int64_t c = 0; c < channels; ++c) row[c] = 0;
-    }
-  }
-}
-
-template <typename T, typename A>
-inline void store(T* __restrict to, const A* __restrict from, int64_t length) {
-  for (int64_t i = 0; i < length; ++i) to[i] = Narrow<T>::from(from[i]);
-}
-
-// Step 1 for a block of channels: rows of `width` voxels with `channels` channels each, channel innermost.
-template <typename T>
-inline void combine_channels(Accumulate<T>* sum, const T* base, const int64_t* stride,
-                             const RowList<Accumulate<T>>& rows, bool first, int64_t width,
-                             int64_t channels) {
-  if (stride[1] == 1 && stride[4] == channels) {
-    combine<false>(sum, base, rows, first, width * channels, 1);
-    return;
-  }
-  for (int64_t w = 0; w < width; ++w) {
-    combine<false>(sum + w * channels, base + w * stride[4], rows, first, channels, stride[1]);
-  }
-}
-
-// The first element that a RoI reads.
-template <typename T>
-inline const T* first_source(const Volume<const T>& volume, const RoiTaps<Accumulate<T>>& roi, int64_t n,
-                             int64_t channel) {
-  const T* first = volume.data + n * volume.stride[0] + channel * volume.stride[1];
-  for (int axis = 0; axis < 3; ++axis) first += roi.axes[axis].source_lo * volume.stride[2 + axis];
-  return first;
-}
-
-// The result row (d, h) of each of some channels of a RoI, one after the other, into the memory that
-// row_of(c) gives; then visit(c). `sum` holds the combined row meanwhile.
-template <typename T, typename RowOf, typename Visit>
-inline void for_each_channel_row(const Volume<const T>& input, const RoiTaps<Accumulate<T>>& roi,
-                                 Range channels, int32_t d, int32_t h, Accumulate<T>* sum, RowOf row_of,
-                                 Visit visit) {
-  using A = Accumulate<T>;
-  const AxisTaps<A>& axis_w = roi.axes[2];
-  const int64_t length = axis_w.source_hi - axis_w.source_lo;
-  const int64_t n_rows = length > 0 ? int64_t{roi.axes[0].taps[d]} * roi.axes[1].taps[h] : 0;
-  const T* base = first_source(input, roi, roi.sample, 0);
-  const auto with_lists = [&](auto flush) {
-    for_each_row_list(roi.axes[0], d, input.stride[2], roi.axes[1], h, input.stride[3], flush);
-  };
-  if (n_rows == 0) {
-    for (int64_t c = channels.begin; c < channels.end; ++c) {
-      A* row = row_of(c);
-      for (int32_t j = 0; j < axis_w.count; ++j) row[j] = 0;
-      visit(c);
-    }
-  } else if (n_rows <= kRowsAtOnce) {
-    with_lists([&](const RowList<A>& rows, bool) {
-      align_channels<false>(
-          sum, base + channels.begin * input.stride[1], input.stride[1], channels.end - channels.begin, rows,
-          length, input.stride[4], axis_w, [&](int64_t c) { return row_of(channels.begin + c); },
-          [&](int64_t c) { visit(channels.begin + c); });
-    });
-  } else {
-    for (int64_t c = channels.begin; c < channels.end; ++c) {
-      with_lists([&](const RowList<A>& rows, bool first) {
-        combine<true>(sum, base + c * input.stride[1], rows, first, length, input.stride[4]);
-      });
-      contract_vectors<false>(row_of(c), sum, axis_w);
-      visit(c);
-    }
-  }
-}
-
-// A block of channels' result row (d, h) of a RoI: `row` [w, channels].
-template <typename T>
-inline void align_row_channels(Accumulate<T>* row, Accumulate<T>* sum, const Volume<const T>& input,
-                               const RoiTaps<Accumulate<T>>& roi, Range channels, int32_t d, int32_t h) {
-  using A = Accumulate<T>;
-  const AxisTaps<A>& axis_w = roi.axes[2];
-  const int64_t n = channels.end - channels.begin, width = axis_w.source_hi - axis_w.source_lo;
-  const T* base = first_source(input, roi, roi.sample, channels.begin);
-  const bool touched =
-      width > 0 && for_each_row_list(roi.axes[0], d, input.stride[2], roi.axes[1], h, input.stride[3],
-                                     [&](const RowList<A>& rows, bool first) {
-                                       combine_channels(sum, base, input.stride, rows, first, width, n);
-                                     });
-  if (touched) {
-    contract_channels<false>(row, sum, axis_w, n);
-  } else {
-    for (int64_t i = 0; i < axis_w.count * n; ++i) row[i] = 0;
-  }
-}
-
-template <typename T>
-void forward(const RoiForward<T>& args, int64_t k, Range channels, Range planes, Accumulate<T>* scratch) {
-  using A = Accumulate<T>;
-  const auto& roi = args.rois[k];
-  const auto& axis_w = roi.axes[2];
-  const Volume<Sampled<T>>& out = args.output;
-  A* row = scratch + combined_rows_room(axis_w.source_hi - axis_w.source_lo);
-  for (int64_t d = planes.begin; d < planes.end; ++d) {
-    for (int32_t h = 0; h < roi.axes[1].count; ++h) {
-      Sampled<T>* to = out.data + k * out.stride[0] + d * out.stride[2] + h * out.stride[3];
-      if constexpr (sizeof(Sampled<T>) == sizeof(A)) {  // nothing to convert
-        for_each_channel_row(
-            args.input, roi, channels, static_cast<int32_t>(d), h, scratch,
-            [&](int64_t c) { return to + c * out.stride[1]; }, [](int64_t) {});
-      } else {
-        for_each_channel_row(
-            args.input, roi, channels, static_cast<int32_t>(d), h, scratch, [&](int64_t) { return row; },
-            [&](int64_t c) { store(to + c * out.stride[1], row, axis_w.count); });
-      }
-    }
-  }
-}
-
-template <typename T>
-void forward_channels_last(const RoiForward<T>& args, int64_t k, Range channels, Range planes,
-                           Accumulate<T>* scratch) {
-  const auto& roi = args.rois[k];
-  const auto& axis_w = roi.axes[2];
-  const Volume<Sampled<T>>& out = args.output;
-  const int64_t n = channels.end - channels.begin;
-  Accumulate<T>* sum = scratch;
-  Accumulate<T>* row = scratch + (axis_w.source_hi - axis_w.source_lo) * n;
-  for (int64_t d = planes.begin; d < planes.end; ++d) {
-    for (int32_t h = 0; h < roi.axes[1].count; ++h) {
-      align_row_channels(row, sum, args.input, roi, channels, static_cast<int32_t>(d), h);
-      Sampled<T>* to = out.data + k * out.stride[0] + channels.begin + d * out.stride[2] + h * out.stride[3];
-      if (out.stride[4] == n) {
-        store(to, row, axis_w.count * n);
-        continue;
-      }
-      for (int32_t j = 0; j < axis_w.count; ++j) store(to + j * out.stride[4], row + j * n, n);
-    }
-  }
-}
-
-// scratch: one plane a channel, then a combined row.
-template <typename T>
+// scratch: the stages, then a tile of each channel where the gradient cannot be summed in place.
+template <bool channels_last, typename T>
 void backward(const RoiBackward<T>& args, int64_t sample, Range channels, Range planes,
               Accumulate<T>* scratch) {
   using A = Accumulate<T>;
-  const int64_t height = args.size[1], width = args.size[2], area = height * width;
-  const int64_t n = channels.end - channels.begin;
-  const Volume<const T>& grad = args.grad_output;
   const Volume<T>& out = args.grad_input;
-  A* sum = scratch + n * area;
+  const Stages<A> stages{scratch, scratch + args.rows_at};
+  const int64_t n_channels = channels.end - channels.begin, inside = channels_last ? n_channels : 1;
+  const int64_t n = channels_last ? 1 : n_channels, width = args.size[2];
+  const bool in_place = sizeof(T) == sizeof(A) && out.stride[4] == inside;
   for (int64_t d = planes.begin; d < planes.end; ++d) {
-    for (int64_t i = 0; i < n * area; ++i) scratch[i] = 0;
-    for (int64_t place = args.group[sample]; place < args.group[sample + 1]; ++place) {
-      const int64_t k = args.order[place];
-      const AxisTaps<A>&axis_d = args.rois[k].axes[0], &axis_h = args.rois[k].axes[1],
-            &axis_w = args.rois[k].axes[2];
-      const int64_t row_d = d - axis_d.first, length = axis_w.source_hi - axis_w.source_lo;
-      if (row_d < 0 || row_d >= axis_d.count || axis_d.taps[row_d] == 0 || axis_w.count == 0) continue;
-      const T* base = first_source(grad, args.rois[k], k, channels.begin);
-      for (int32_t h = 0; h < axis_h.count; ++h) {
-        A* to = scratch + (axis_h.first + h) * width + axis_w.first;
-        const auto d_row = static_cast<int32_t>(row_d);
-        const auto with_lists = [&](auto flush) {
-          for_each_row_list(axis_d, d_row, grad.stride[2], axis_h, h, grad.stride[3], flush);
-        };
-        if (int64_t{axis_d.taps[d_row]} * axis_h.taps[h] <= kRowsAtOnce) {
-          with_lists([&](const RowList<A>& rows, bool) {
-            align_channels<true>(
-                sum, base, grad.stride[1], n, rows, length, grad.stride[4], axis_w,
-                [&](int64_t c) { return to + c * area; }, [](int64_t) {});
-          });
-          continue;
-        }
-        for (int64_t c = 0; c < n; ++c) {
-          with_lists([&](const RowList<A>& rows, bool first) {
-            combine<true>(sum, base + c * grad.stride[1], rows, first, length, grad.stride[4]);
-          });
-          contract_vectors<true>(to + c * area, sum, axis_w);
-        }
-      }
-    }
-    for (int64_t c = 0; c < n; ++c) {
-      T* to = out.data + sample * out.stride[0] + (channels.begin + c) * out.stride[1] + d * out.stride[2];
-      store(to, scratch + c * area, area);
-    }
-  }
-}
-
-template <typename T>
-void backward_channels_last(const RoiBackward<T>& args, int64_t sample, Range channels, Range planes,
-                            Accumulate<T>* scratch) {
-  using A = Accumulate<T>;
-  const int64_t width = args.size[2], n = channels.end - channels.begin;
-  const Volume<const T>& grad = args.grad_output;
-  const Volume<T>& out = args.grad_input;
-  A* rows = scratch;
-  A* sum = scratch + width * n;
-  for (int64_t d = planes.begin; d < planes.end; ++d) {
-    for (int64_t h = 0; h < args.size[1]; ++h) {
-      for (int64_t i = 0; i < width * n; ++i) rows[i] = 0;
+    for (int64_t h = 0; h < args.size[1]; h += args.tile) {
+      const Range tile{h, smaller(args.size[1], h + args.tile)};
+      const int64_t voxels = (tile.end - tile.begin) * width;
+      T* to = out.data + sample * out.stride[0] + channels.begin * out.stride[1] + d * out.stride[2] +
+              h * out.stride[3];
+      const Target<A> sum{in_place ? reinterpret_cast<A*>(to) : scratch + args.tile_at,
+                          in_place ? out.stride[1] : args.tile * width, width * inside, inside};
+      bool fresh = true;
       for (int64_t place = args.group[sample]; place < args.group[sample + 1]; ++place) {
         const int64_t k = args.order[place];
-        const AxisTaps<A>&axis_d = args.rois[k].axes[0], &axis_h = args.rois[k].axes[1],
-              &axis_w = args.rois[k].axes[2];
-        const int64_t row_d = d - axis_d.first, row_h = h - axis_h.first;
-        if (row_d < 0 || row_d >= axis_d.count || row_h < 0 || row_h >= axis_h.count) continue;
-        if (axis_w.count == 0) continue;
-        const T* base = first_source(grad, args.rois[k], k, channels.begin);
-        const bool touched = for_each_row_list(
-            axis_d, static_cast<int32_t>(row_d), grad.stride[2], axis_h, static_cast<int32_t>(row_h),
-            grad.stride[3], [&](const RowList<A>& list, bool first) {
-              combine_channels(sum, base, grad.stride, list, first, axis_w.source_hi - axis_w.source_lo, n);
-            });
-        if (touched) contract_channels<true>(rows + axis_w.first * n, sum, axis_w, n);
+        const Source<T> source(args.grad_output, k, channels.begin, inside);
+        if (add_roi(sum, source, n, args.rois[k], d, tile, fresh, stages)) fresh = false;
       }
-      T* to = out.data + sample * out.stride[0] + channels.begin + d * out.stride[2] + h * out.stride[3];
-      if (out.stride[4] == n) {
-        store(to, rows, width * n);
-        continue;
+      for (int64_t c = 0; c < n && fresh; ++c) fill_zero(sum.data + c * sum.channel, voxels * inside);
+      if (in_place) continue;
+      const int64_t pieces = out.stride[4] == inside ? 1 : voxels, length = voxels / pieces * inside;
+      for (int64_t i = 0; i < n * pieces; ++i) {
+        T* __restrict piece = to + i / pieces * out.stride[1] + i % pieces * out.stride[4];
+        const A* __restrict from = sum.data + i / pieces * sum.channel + i % pieces * length;
+        for (int64_t j = 0; j < length; ++j) piece[j] = Narrow<T>::from(from[j]);
       }
-      for (int64_t w = 0; w < width; ++w) store(to + w * out.stride[4], rows + w * n, n);
     }
   }
 }

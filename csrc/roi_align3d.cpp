@@ -6,21 +6,22 @@
 #include <memory>
 #include <numeric>
 
+#include "cpu_memory.h"
 #include "cpu_taps.h"
 
 namespace pgl_ops {
 namespace {
 
-// A task should keep a thread busy for longer than it takes to hand it out: this many elements written.
-constexpr int64_t kElementsPerTask = 1 << 14;
-// Channels that share the list of source rows, where the planes that they read fit the second-level cache.
-constexpr int64_t kChannelsAtOnce = 16;
+// Elements written by a thread that is worth waking, and by a task.
+constexpr int64_t kElementsPerThread = 1 << 14;
+constexpr int64_t kElementsPerTask = 1 << 12;
+// Channels whose sources together fit the second-level cache are one task: RoIs of one sample overlap.
 constexpr int64_t kSourceBytes = 1 << 19;
-constexpr int64_t kSourcePlanes = 4;  // that a plane of bins reads, usually
-// Planes of gradients, one a channel, that one task of the backward pass adds to: the second-level cache.
-constexpr int64_t kPlaneBytes = 1 << 18;
-// A block of channels_last channels: its rows stay in the first-level cache.
+constexpr int64_t kChannelsAtOnce = 8;
+// A block of channels_last channels: some of its rows fit the first-level cache.
 constexpr int64_t kRowBytes = 1 << 15;
+// Rows of a gradient plane that are summed at once: they stay in the second-level cache.
+constexpr int64_t kTileBytes = 1 << 18;
 
 template <typename T>
 Volume<T> volume(T* data, const Tensor& tensor) {
@@ -54,34 +55,34 @@ Tensor roi_align3d_cpu(Tensor input, Tensor boxes, OutputSize output_size, Scale
   const bool channels_last = is_channels_last(input);
   const ScalarType in_type = input.scalar_type();
   const int64_t bins_d = output_size[0], bins_h = output_size[1], bins_w = output_size[2];
-  Tensor output = empty_volume({geometry.n_rois, geometry.channels, bins_d, bins_h, bins_w},
-                               is_float_type(in_type) ? in_type : ScalarType::Float, input, channels_last);
+  Tensor output =
+      in_huge_pages(empty_volume({geometry.n_rois, geometry.channels, bins_d, bins_h, bins_w},
+                                 is_float_type(in_type) ? in_type : ScalarType::Float, input, channels_last));
   const std::vector<Roi> rois = read_rois(geometry, boxes, flips);
   if (output.numel() == 0) return output;
   dispatch_dtype<true>("input", in_type, [&](auto element) {
     using T = decltype(element);
     using A = Accumulate<T>;
-    const TapTables<A> tables(geometry, rois, false);
+    const TapTables<A> tables(geometry, rois, false, channels_last);
+    const int64_t source_bytes =
+        input.size(2) * input.size(3) * input.size(4) * static_cast<int64_t>(sizeof(T));
+    const Blocks channels(geometry.channels, channels_last
+                                                 ? channel_block<A>(geometry.channels, tables.widest_source())
+                                                 : std::min(kChannelsAtOnce, kSourceBytes / source_bytes));
+    const int64_t area = bins_h * bins_w * std::min(channels.size, geometry.channels);
+    const Blocks planes(bins_d, kElementsPerTask / area);
+    const auto room = Scratch<A>::forward(tables, channels_last ? channels.size : 1, 0);
     const RoiForward<T> args{volume(static_cast<const T*>(input.const_data_ptr()), input),
                              volume(static_cast<Sampled<T>*>(output.mutable_data_ptr()), output),
-                             tables.data()};
-    const CpuKernels<T>& kernels = cpu_kernels<T>();
-    const int64_t row = tables.widest(2) + bins_w;
-    const int64_t source_plane = std::min(kSourcePlanes, input.size(2)) * input.size(3) * input.size(4) *
-                                 static_cast<int64_t>(sizeof(T));
-    const Blocks channels(geometry.channels, channels_last
-                                                 ? channel_block<A>(geometry.channels, row)
-                                                 : std::min(kChannelsAtOnce, kSourceBytes / source_plane));
-    const Blocks planes(bins_d, kElementsPerTask / (bins_h * bins_w * channels.size));
-    const int64_t scratch_size =
-        channels_last ? row * channels.size : combined_rows_room(tables.widest(2)) + bins_w;
+                             tables.data(), room.rows_at};
+    const auto kernel = cpu_kernels<T>().forward[channels_last];
     // Channels outermost: what neighbouring tasks read overlaps, and stays in the cache.
-    parallel_for(channels.count * geometry.n_rois * planes.count, 1, [&](int64_t begin, int64_t end) {
-      const std::unique_ptr<A[]> scratch(new A[scratch_size]);
+    const int64_t n_tasks = channels.count * geometry.n_rois * planes.count;
+    parallel_for(n_tasks, kElementsPerThread / (area * planes.size) + 1, [&](int64_t begin, int64_t end) {
+      const auto scratch = room.take();
       for (int64_t task = begin; task < end; ++task) {
         const Range some_channels = channels[task / planes.count / geometry.n_rois];
         const int64_t k = task / planes.count % geometry.n_rois;
-        const auto kernel = channels_last ? kernels.forward_channels_last : kernels.forward;
         kernel(args, k, some_channels, planes[task % planes.count], scratch.get());
       }
     });
@@ -99,7 +100,7 @@ Tensor roi_align3d_backward_cpu(Tensor grad, Tensor boxes, std::vector<int64_t> 
   check_argument(grad.size(0) == geometry.n_rois && grad.size(1) == geometry.channels,
                  "grad must be a Tensor[", geometry.n_rois, ", ", geometry.channels, ", d, h, w], got ",
                  shape_text(grad));
-  Tensor output = empty_volume(input_size, grad.scalar_type(), grad, channels_last);
+  Tensor output = in_huge_pages(empty_volume(input_size, grad.scalar_type(), grad, channels_last));
   const std::vector<Roi> rois = read_rois(geometry, boxes, flips);
   if (output.numel() == 0) return output;
 
@@ -113,27 +114,34 @@ Tensor roi_align3d_backward_cpu(Tensor grad, Tensor boxes, std::vector<int64_t> 
   dispatch_dtype<false>("grad", grad.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = Accumulate<T>;
-    const TapTables<A> tables(geometry, rois, true);
+    const TapTables<A> tables(geometry, rois, true, channels_last);
     const int64_t depth = input_size[2], height = input_size[3], width = input_size[4];
+    const int64_t tile_elements = kTileBytes / static_cast<int64_t>(sizeof(A));
+    const Blocks channels(geometry.channels,
+                          channels_last ? channel_block<A>(geometry.channels, width)
+                                        : std::min(kChannelsAtOnce, tile_elements / (height * width)));
+    const int64_t fitting = tile_elements / (width * channels.size);
+    const int64_t tile = std::max<int64_t>(1, std::min(height, fitting));
+    const int64_t area = height * width * std::min(channels.size, geometry.channels);
+    const Blocks planes(depth, kElementsPerTask / area);
+    const bool in_place = sizeof(T) == sizeof(A) && (!channels_last || channels.size >= geometry.channels);
+    const int64_t inside = channels_last ? channels.size : 1;
+    const auto room = Scratch<A>::backward(tables, inside, in_place ? 0 : tile * width * channels.size);
     const RoiBackward<T> args{volume(static_cast<const T*>(grad.const_data_ptr()), grad),
                               volume(static_cast<T*>(output.mutable_data_ptr()), output),
                               tables.data(),
                               order.data(),
                               group.data(),
-                              {depth, height, width}};
-    const CpuKernels<T>& kernels = cpu_kernels<T>();
-    const int64_t sum = tables.widest(2), area = height * width;
-    const int64_t fitting = kPlaneBytes / static_cast<int64_t>(sizeof(A)) / area;
-    const Blocks channels(geometry.channels, channels_last ? channel_block<A>(geometry.channels, width + sum)
-                                                           : std::min(kChannelsAtOnce, fitting));
-    const Blocks planes(depth, kElementsPerTask / (area * channels.size));
-    const int64_t scratch_size =
-        channels_last ? (width + sum) * channels.size : area * channels.size + combined_rows_room(sum);
-    parallel_for(geometry.n_samples * channels.count * planes.count, 1, [&](int64_t begin, int64_t end) {
-      const std::unique_ptr<A[]> scratch(new A[scratch_size]);
+                              {depth, height, width},
+                              tile,
+                              room.rows_at,
+                              room.rest_at};
+    const auto kernel = cpu_kernels<T>().backward[channels_last];
+    const int64_t n_tasks = geometry.n_samples * channels.count * planes.count;
+    parallel_for(n_tasks, kElementsPerThread / (area * planes.size) + 1, [&](int64_t begin, int64_t end) {
+      const auto scratch = room.take();
       for (int64_t task = begin; task < end; ++task) {
         const int64_t sample = task / planes.count / channels.count;
-        const auto kernel = channels_last ? kernels.backward_channels_last : kernels.backward;
         kernel(args, sample, channels[task / planes.count % channels.count], planes[task % planes.count],
                scratch.get());
       }

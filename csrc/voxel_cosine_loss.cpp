@@ -1,5 +1,6 @@
 // The voxel-wise cosine loss on the CPU. The arithmetic is in cpu_cosine.inl.
 #include "cpu_cosine.h"
+#include "cpu_memory.h"
 
 namespace pgl_ops {
 namespace {
@@ -56,8 +57,10 @@ std::tuple<Tensor, Tensor> voxel_cosine_loss_backward_cpu(Tensor grad, Tensor pr
   const std::optional<Tensor> weights = checked_weight(weight, prediction, shape);
   check_saved(saved, divisor, grad, prediction, shape, how);
   const Tensor p = walkable(prediction), z = walkable(target);
-  Tensor grad_p = need_prediction ? empty_gradient(prediction) : empty_flat({0}, prediction.scalar_type(), p);
-  Tensor grad_z = need_target ? empty_gradient(target) : empty_flat({0}, prediction.scalar_type(), p);
+  Tensor grad_p = need_prediction ? in_huge_pages(empty_gradient(prediction))
+                                  : empty_flat({0}, prediction.scalar_type(), p);
+  Tensor grad_z =
+      need_target ? in_huge_pages(empty_gradient(target)) : empty_flat({0}, prediction.scalar_type(), p);
   dispatch_dtype<false>("prediction", prediction.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = Accumulate<T>;
