@@ -1,8 +1,9 @@
 """``python -m benchmarks.pretrain_memory --data CACHE``: does a long pretraining keep its memory?
 
-Runs ``pgl pretrain`` as a process of its own and notes its resident memory, and that of its reading processes,
-with the step it has reached. ``--check`` ends with 1 if it grew by more than 50 MB between the warm-up and the
-end (the median of the first and of the last tenth of the notes after the warm-up). Linux only: it reads /proc.
+Runs ``pgl pretrain`` as a process of its own and notes its resident memory, and that of its reading
+processes, with the step it has reached. ``--check`` ends with 1 if it grew by more than 50 MB between the
+warm-up and the end (the medians of the first and of the last tenth of the notes after the warm-up). It reads
+/proc, so it needs Linux.
 """
 
 from __future__ import annotations
