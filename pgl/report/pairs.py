@@ -22,9 +22,11 @@ from pgl.examples import (
 from pgl.report.sprites import colour_sprite, difference_sprite, grey_sprite
 from pgl.show import note_of_view
 
-# Voxels of all grey and difference sprites together. A voxel takes at most a byte as PNG, and a third more in
-# the page: even of pure noise a page stays under 6 MB.
-MOST_VOXELS = 3_000_000
+# Voxels of all grey and difference sprites together, if they pack as CT does: half a byte a voxel as PNG, and
+# a third more in the page. Pictures that pack worse are made again, smaller.
+MOST_VOXELS = 7_000_000
+# Of all pictures in the page, which so stays under 6 MB.
+MOST_CHARACTERS = 5_000_000
 _SPRITES_A_PAIR = 5
 # Of one sprite of features; a colour takes three bytes, but features are coarse.
 _FEATURE_VOXELS, _SLAB_VOXELS = 20_000, 60_000
@@ -68,13 +70,28 @@ def pictures_of(
     slab = middle_slab(cache, int(chosen.batch.case[0]), config, stride)
     maps = [feature_maps(chosen, slab, config, checkpoint) for checkpoint in checkpoints]
     slices = len(maps[0].slab_colours)
-    # The slab counts as one sprite more.
-    share = MOST_VOXELS // (_SPRITES_A_PAIR * len(chosen.batch) + 1)
-    return Pictures(
-        [_pair(chosen, i, cache.spacing_mm, maps, share) for i in range(len(chosen.batch))],
-        _slab(slab, slices, maps, share),
-        ("untrained", f"after {maps[1].step:,} steps"),
-    )
+    most_voxels = MOST_VOXELS
+    while True:
+        # The slab counts as one sprite more.
+        share = most_voxels // (_SPRITES_A_PAIR * len(chosen.batch) + 1)
+        pictures = Pictures(
+            [_pair(chosen, i, cache.spacing_mm, maps, share) for i in range(len(chosen.batch))],
+            _slab(slab, slices, maps, share),
+            ("untrained", f"after {maps[1].step:,} steps"),
+        )
+        size = characters(pictures.pairs) + characters(pictures.slab)
+        if size <= MOST_CHARACTERS:
+            return pictures
+        most_voxels = int(0.9 * most_voxels * MOST_CHARACTERS / size)
+
+
+def characters(content: Any) -> int:
+    """How much text nested plain data holds."""
+    if isinstance(content, dict):
+        return sum(map(characters, content.values()))
+    if isinstance(content, list):
+        return sum(map(characters, content))
+    return len(content) if isinstance(content, str) else 0
 
 
 def _pair(

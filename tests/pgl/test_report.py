@@ -23,10 +23,11 @@ from pgl.cli import main
 from pgl.examples import choose_pairs
 from pgl.pictures.style import window
 from pgl.pretrain import pretrain
+from pgl.report import pairs as pairs_module
 from pgl.report import report_line, write_report
 from pgl.report.curves import MOST_POINTS, charts_of_run, charts_of_runs, smoothed
-from pgl.report.pairs import MOST_VOXELS, pictures_of
-from pgl.report.sprites import colour_sprite, difference_sprite, fitted, grey_sprite
+from pgl.report.pairs import characters, pictures_of
+from pgl.report.sprites import difference_sprite, fitted, grey_sprite
 from pgl.run_facts import read_run
 
 from .browser import Browser, find_chromium
@@ -158,13 +159,16 @@ def test_a_volume_is_fitted_into_its_budget_and_keeps_its_mean(shape):
     assert float(small.mean()) == pytest.approx(float(volume.mean()), abs=0.01)
 
 
-def test_even_pictures_of_pure_noise_make_a_page_of_less_than_6_megabytes():
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.rand(16, 100, 100, generator=generator) * 400 - 160
-    a_voxel = len(grey_sprite(noise, 10**9)["source"]) / noise.numel()
-    colours = torch.rand(4, 70, 70, 3, generator=generator)
-    a_colour = len(colour_sprite(colours, 10**9)["source"]) / (colours.numel() / 3)
-    assert a_voxel * MOST_VOXELS + a_colour * (16 * 20_000 + 2 * 60_000) < 5.9e6
+def test_pictures_that_would_make_the_page_too_large_are_made_smaller(run, monkeypatch):
+    large = pictures_of(run, 2)
+    whole = characters(large.pairs) + characters(large.slab)
+    limit = int(0.7 * whole)
+    monkeypatch.setattr(pairs_module, "MOST_CHARACTERS", limit)
+    small = pictures_of(run, 2)
+    assert characters(small.pairs) + characters(small.slab) <= limit
+    before, after = (of.pairs[0]["views"][0]["sprite"] for of in (large, small))
+    assert pixels(before).size == 4 * 16 * 16  # all of the view
+    assert 0 < pixels(after).size < pixels(before).size
 
 
 def test_all_pictures_of_a_pair_show_the_same_depth(tmp_path):
