@@ -115,10 +115,8 @@ def blur(views: Tensor, sigma: Tensor) -> Tensor:
     for axis in (2, 3, 4):
         size = blurred.shape[axis]
         around = torch.arange(-radius, size + radius, device=views.device).clamp(0, size - 1)
-        padded = blurred.index_select(axis, around)
-        blurred = sum(
-            padded.narrow(axis, tap, size) * _per_view(kernel[:, tap]) for tap in range(kernel.shape[1])
-        )  # type: ignore[assignment]
+        taps = blurred.index_select(axis, around).unfold(axis, kernel.shape[1], 1)
+        blurred = (taps * kernel[:, None, None, None, None]).sum(-1)
     return views.index_copy(0, chosen, blurred)
 
 

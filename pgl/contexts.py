@@ -167,7 +167,7 @@ class ContextDataset(Dataset[Batch]):
             d, h, w = (_draw_start(rng, extent, edge) for extent, edge in zip(shape, size, strict=True))
             start = (d, h, w)
             block = self.cache.read_block(case, start, size)
-            fraction = float((block > BODY_HU).mean())
+            fraction = np.count_nonzero(block > BODY_HU) / block.size
             if fraction > best_fraction:
                 best, best_fraction = (block, start), fraction
             if fraction >= self.views.min_body_fraction:

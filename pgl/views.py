@@ -293,9 +293,10 @@ def align(
 
 def numbered(regions: Tensor, views: int) -> Tensor:
     """Tensor[N·R, 7]: each row of Tensor[N·R, 6], R for each of N views, with its view's number in front."""
-    row = torch.arange(len(regions), device=regions.device)
-    number = row.div(max(len(regions) // max(views, 1), 1), rounding_mode="floor")
-    return torch.cat([number[:, None].to(regions.dtype), regions], 1)
+    number = torch.arange(views, device=regions.device, dtype=regions.dtype)
+    if len(regions) != views:
+        number = number.repeat_interleave(len(regions) // views, output_size=len(regions))
+    return torch.cat([number[:, None], regions], 1)
 
 
 def scale_of(stride: Triple) -> tuple[float, float, float]:
