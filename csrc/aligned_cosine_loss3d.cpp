@@ -7,8 +7,8 @@
 namespace pgl_ops {
 namespace {
 
-// Voxels of a tile: their sums stay in the first-level cache.
-constexpr int64_t kTileVoxels = 1 << 11;
+// Voxels of a tile in all planes together: their sums stay in the second-level cache.
+constexpr int64_t kTileVoxels = 1 << 14;
 // Channels that are aligned together.
 constexpr int64_t kChannelsAtOnce = 8;
 // Bytes of a tile's target where all channels are aligned together.
@@ -24,14 +24,12 @@ void run_fused(const Kernels& kernels, const Args& args, const Tensor& predictio
   const bool channels_last = is_channels_last(features);
   const TapTables<A> tables(geometry, rois, false, channels_last);
   const int64_t channels = features.size(1), planes = prediction.size(2), width = prediction.size(4);
-  const int64_t target_row = width * (channels_last ? channels : 1);
-  const int64_t fitting =
-      channels_last ? kTargetBytes / static_cast<int64_t>(sizeof(A)) / target_row : kTileVoxels / width;
+  const int64_t at_once = channels_last ? channels : std::min(kChannelsAtOnce, channels);
+  const int64_t fitting = channels_last ? kTargetBytes / static_cast<int64_t>(sizeof(A)) / (width * channels)
+                                        : kTileVoxels / (width * planes);
   const int64_t tile = std::max<int64_t>(1, std::min(prediction.size(3), fitting));
-  const int64_t at_once =
-      channels_last ? 1 : std::max<int64_t>(1, std::min(kChannelsAtOnce, kTileVoxels / (tile * width)));
-  const auto room =
-      Scratch<A>::forward(tables, channels_last ? channels : 1, tile * (3 * width + at_once * target_row));
+  const int64_t target = tile * width * at_once, sums = channels_last ? 0 : 3 * tile * width * planes;
+  const auto room = Scratch<A>::forward(tables, channels_last ? channels : 1, target + sums);
   AlignedCosine<T> alignment{{static_cast<const T*>(prediction.const_data_ptr()), {}},
                              {static_cast<const T*>(features.const_data_ptr()), {}},
                              tables.data(),
@@ -40,7 +38,8 @@ void run_fused(const Kernels& kernels, const Args& args, const Tensor& predictio
                              tile,
                              at_once,
                              room.rows_at,
-                             room.rest_at};
+                             room.rest_at,
+                             room.rest_at + target};
   for (int axis = 0; axis < 5; ++axis) {
     alignment.prediction.stride[axis] = prediction.stride(axis);
     alignment.features.stride[axis] = features.stride(axis);

@@ -55,15 +55,47 @@ inline CosineSums<Accumulate<T>> sum_channels(const T* __restrict p, const Z* __
   return {dot[0], pp[0], zz[0]};
 }
 
-// Adds one channel of `n` voxels to their sums.
-template <typename A, typename P, typename Z>
-inline void add_channel(A* __restrict dot, A* __restrict pp, A* __restrict zz, P p, Z z, int64_t n) {
+// Channels of contiguous features that are taken together: the sums of a voxel are read and written less often.
+constexpr int64_t kChannelsTogether = 4;
+
+// Adds `channels` channels of `n` voxels to their sums. Channels and voxels lie the given steps apart.
+template <int channels, bool unit, typename A, typename P, typename Z>
+inline void add_some(A* __restrict dot, A* __restrict pp, A* __restrict zz, const P* p, int64_t p_channel,
+                     int64_t p_voxel, const Z* z, int64_t z_channel, int64_t z_voxel, int64_t n) {
   for (int64_t v = 0; v < n; ++v) {
-    const A x = p(v), y = z(v);
-    dot[v] += x * y;
-    pp[v] += x * x;
-    zz[v] += y * y;
+    A sum = dot[v], square_p = pp[v], square_z = zz[v];
+    for (int c = 0; c < channels; ++c) {
+      const A x = widen(p[c * p_channel + (unit ? v : v * p_voxel)]);
+      const A y = widen(z[c * z_channel + (unit ? v : v * z_voxel)]);
+      sum += x * y;
+      square_p += x * x;
+      square_z += y * y;
+    }
+    dot[v] = sum;
+    pp[v] = square_p;
+    zz[v] = square_z;
   }
+}
+
+template <typename A, typename P, typename Z>
+inline void add_channels(A* dot, A* pp, A* zz, const P* p, int64_t p_channel, int64_t p_voxel, const Z* z,
+                         int64_t z_channel, int64_t z_voxel, int64_t channels, int64_t n) {
+  const bool unit = p_voxel == 1 && z_voxel == 1;
+  const auto add = [&](auto some, int64_t c) {
+    constexpr int count = decltype(some)::value;
+    const P* pc = p + c * p_channel;
+    const Z* zc = z + c * z_channel;
+    if (unit) {
+      add_some<count, true>(dot, pp, zz, pc, p_channel, 1, zc, z_channel, 1, n);
+    } else {
+      add_some<count, false>(dot, pp, zz, pc, p_channel, p_voxel, zc, z_channel, z_voxel, n);
+    }
+  };
+  int64_t c = 0;
+  for (; c + kChannelsTogether <= channels; c += kChannelsTogether) {
+    add(std::integral_constant<int, kChannelsTogether>{}, c);
+  }
+  for (; c < channels; ++c) add(std::integral_constant<int, 1>{}, c);
 }
 
 template <typename T>
@@ -86,36 +118,75 @@ void cosine_forward(const CosineForward<T>& args, int64_t sample, Range voxels) 
     }
     return;
   }
-  const bool unit = fp.voxel_stride == 1 && fz.voxel_stride == 1;
   for (int64_t v = voxels.begin; v < voxels.end; v += kVoxelTile) {
     const int64_t n = smaller(kVoxelTile, voxels.end - v);
     A dot[kVoxelTile], pp[kVoxelTile], zz[kVoxelTile];
     for (int64_t i = 0; i < n; ++i) dot[i] = pp[i] = zz[i] = 0;
-    for (int64_t c = 0; c < args.channels; ++c) {
-      const T* p = p0 + c * fp.channel_stride + v * fp.voxel_stride;
-      const T* z = z0 + c * fz.channel_stride + v * fz.voxel_stride;
-      if (unit) {
-        add_channel(
-            dot, pp, zz, [=](int64_t i) { return widen(p[i]); }, [=](int64_t i) { return widen(z[i]); }, n);
-      } else {
-        add_channel(
-            dot, pp, zz, [=](int64_t i) { return widen(p[i * fp.voxel_stride]); },
-            [=](int64_t i) { return widen(z[i * fz.voxel_stride]); }, n);
-      }
-    }
+    add_channels(dot, pp, zz, p0 + v * fp.voxel_stride, fp.channel_stride, fp.voxel_stride,
+                 z0 + v * fz.voxel_stride, fz.channel_stride, fz.voxel_stride, args.channels, n);
     for (int64_t i = 0; i < n; ++i) finish(v + i, {dot[i], pp[i], zz[i]});
   }
 }
 
-// Gradients of `n` elements: to[i] from own[i] and other[i]; `at(i)` gives the voxel of element i.
-template <typename T, typename A, typename Own, typename Other, typename At>
-inline void write_gradients(T* __restrict to, int64_t to_stride, int64_t n, const A* __restrict scale,
-                            const A* __restrict cos, const A* __restrict inverse_own,
-                            const A* __restrict inverse_other, Own own, Other other, At at) {
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t v = at(i);
-    const A g = cosine_gradient(-2 * scale[v], cos[v], own(i), inverse_own[v], other(i), inverse_other[v]);
-    to[i * to_stride] = Narrow<T>::from(inverse_own[v] != 0 ? g : A(0));
+// The gradients to some channels of `n` voxels: to[c, v] from own[c, v] and other[c, v].
+template <int channels, bool unit, typename T, typename X, typename Y, typename A>
+inline void write_some(T* __restrict to, const X* own, const Y* other, const int64_t* to_step,
+                       const int64_t* own_step, const int64_t* other_step, const A* __restrict scale,
+                       const A* __restrict cos, const A* __restrict inverse_own,
+                       const A* __restrict inverse_other, int64_t n) {
+  for (int64_t v = 0; v < n; ++v) {
+    const A s = -2 * scale[v], c = cos[v], i_own = inverse_own[v], i_other = inverse_other[v];
+    for (int k = 0; k < channels; ++k) {
+      const A x = widen(own[k * own_step[0] + (unit ? v : v * own_step[1])]);
+      const A y = widen(other[k * other_step[0] + (unit ? v : v * other_step[1])]);
+      const A g = cosine_gradient(s, c, x, i_own, y, i_other);
+      to[k * to_step[0] + (unit ? v : v * to_step[1])] = Narrow<T>::from(i_own != 0 ? g : A(0));
+    }
+  }
+}
+
+// The same for any number of channels; steps are [channel, voxel].
+template <typename T, typename X, typename Y, typename A>
+inline void write_channels(T* to, const X* own, const Y* other, const int64_t* to_step, const int64_t* own_step,
+                           const int64_t* other_step, const A* scale, const A* cos, const A* inverse_own,
+                           const A* inverse_other, int64_t channels, int64_t n) {
+  const bool unit = to_step[1] == 1 && own_step[1] == 1 && other_step[1] == 1;
+  const auto write = [&](auto some, int64_t c) {
+    constexpr int count = decltype(some)::value;
+    T* to_c = to + c * to_step[0];
+    const X* own_c = own + c * own_step[0];
+    const Y* other_c = other + c * other_step[0];
+    if (unit) {
+      write_some<count, true>(to_c, own_c, other_c, to_step, own_step, other_step, scale, cos, inverse_own,
+                              inverse_other, n);
+    } else {
+      write_some<count, false>(to_c, own_c, other_c, to_step, own_step, other_step, scale, cos, inverse_own,
+                               inverse_other, n);
+    }
+  };
+  int64_t c = 0;
+  for (; c + kChannelsTogether <= channels; c += kChannelsTogether) {
+    write(std::integral_constant<int, kChannelsTogether>{}, c);
+  }
+  for (; c < channels; ++c) write(std::integral_constant<int, 1>{}, c);
+}
+
+// The gradient to one voxel, its channels `steps` apart.
+template <typename T, typename X, typename Y, typename A>
+inline void write_voxel_gradient(T* __restrict to, int64_t to_step, const X* own, int64_t own_step,
+                                 const Y* other, int64_t other_step, A scale, A cos, A inverse_own,
+                                 A inverse_other, int64_t channels) {
+  const bool unit = to_step == 1 && own_step == 1 && other_step == 1;
+  const auto gradient = [=](A x, A y) {
+    const A g = cosine_gradient(-2 * scale, cos, x, inverse_own, y, inverse_other);
+    return Narrow<T>::from(inverse_own != 0 ? g : A(0));
+  };
+  if (unit) {
+    for (int64_t c = 0; c < channels; ++c) to[c] = gradient(widen(own[c]), widen(other[c]));
+  } else {
+    for (int64_t c = 0; c < channels; ++c) {
+      to[c * to_step] = gradient(widen(own[c * own_step]), widen(other[c * other_step]));
+    }
   }
 }
 
@@ -130,32 +201,19 @@ inline void backward_to(const Features<T>& grad, const Features<const T>& own, c
   if (grad.channel_stride == 1 && own.channel_stride == 1 && other.channel_stride == 1 &&
       own.voxel_stride != 1) {
     for (int64_t v = voxels.begin; v < voxels.end; ++v) {
-      const T *xv = x + v * own.voxel_stride, *yv = y + v * other.voxel_stride;
-      write_gradients(
-          to + v * grad.voxel_stride, 1, channels, scale + v, cos + v, inverse_own + v, inverse_other + v,
-          [=](int64_t i) { return widen(xv[i]); }, [=](int64_t i) { return widen(yv[i]); },
-          [](int64_t) { return int64_t{0}; });
+      write_voxel_gradient(to + v * grad.voxel_stride, 1, x + v * own.voxel_stride, 1,
+                           y + v * other.voxel_stride, 1, scale[v], cos[v], inverse_own[v], inverse_other[v],
+                           channels);
     }
     return;
   }
-  const auto same = [](int64_t i) { return i; };
+  const int64_t to_step[2] = {grad.channel_stride, grad.voxel_stride},
+                own_step[2] = {own.channel_stride, own.voxel_stride},
+                other_step[2] = {other.channel_stride, other.voxel_stride};
   for (int64_t v = voxels.begin; v < voxels.end; v += kVoxelTile) {
-    const int64_t n = smaller(kVoxelTile, voxels.end - v);
-    for (int64_t c = 0; c < channels; ++c) {
-      T* tc = to + c * grad.channel_stride + v * grad.voxel_stride;
-      const T* xc = x + c * own.channel_stride + v * own.voxel_stride;
-      const T* yc = y + c * other.channel_stride + v * other.voxel_stride;
-      if (grad.voxel_stride == 1 && own.voxel_stride == 1 && other.voxel_stride == 1) {
-        write_gradients(
-            tc, 1, n, scale + v, cos + v, inverse_own + v, inverse_other + v,
-            [=](int64_t i) { return widen(xc[i]); }, [=](int64_t i) { return widen(yc[i]); }, same);
-      } else {
-        const int64_t sx = own.voxel_stride, sy = other.voxel_stride;
-        write_gradients(
-            tc, grad.voxel_stride, n, scale + v, cos + v, inverse_own + v, inverse_other + v,
-            [=](int64_t i) { return widen(xc[i * sx]); }, [=](int64_t i) { return widen(yc[i * sy]); }, same);
-      }
-    }
+    write_channels(to + v * to_step[1], x + v * own_step[1], y + v * other_step[1], to_step, own_step,
+                   other_step, scale + v, cos + v, inverse_own + v, inverse_other + v, channels,
+                   smaller(kVoxelTile, voxels.end - v));
   }
 }
 
@@ -191,117 +249,115 @@ inline Accumulate<T> align_voxel(const Source<T>& source, const RoiTaps<Accumula
   return sum;
 }
 
-// Some rows of one plane of the fused loss. Its voxels are walked with one stride where the prediction's rows
-// follow each other, else row by row.
-struct LossTile {
-  int64_t d, h, rows, width;
-};
+// Calls visit(first, n) for the pieces of `count` voxels that one stride of a volume walks: all, or row by row.
+template <typename Visit>
+inline void for_each_piece(int64_t count, int64_t width, const int64_t* stride, Visit visit) {
+  const int64_t piece = stride[3] == width * stride[4] ? count : width;
+  for (int64_t first = 0; first < count; first += piece) visit(first, piece);
+}
 
-// Calls visit(tile) for the tiles of some planes.
-template <typename T, typename Visit>
-inline void for_each_loss_tile(const AlignedCosine<T>& aligned, const Source<T>& source, int64_t k,
-                               Range planes, Visit visit) {
-  for (int64_t d = planes.begin; d < planes.end; ++d) {
-    for (int64_t h = 0; h < aligned.size[1];) {
-      const int64_t end = tile_end(source, aligned.rois[k], h, aligned.tile);
-      visit(LossTile{d, h, end - h, aligned.size[2]});
+// The fused loss aligns the target of some channels, or of all where channels lie innermost, and uses it at
+// once. A task takes some rows of all planes, channels outside, planes inside: as in the alignment alone,
+// neighbouring planes of bins read mostly the same rows. scratch: the stages, the target of a plane's rows, then
+// [plane, dot | p² | z²] of all rows.
+template <typename T>
+struct FusedTask {
+  using A = Accumulate<T>;
+  const AlignedCosine<T>& args;
+  const RoiTaps<A>& roi;
+  int64_t k;
+  Stages<A> stages;
+  A *target, *sums;
+
+  FusedTask(const AlignedCosine<T>& args, int64_t k, A* scratch)
+      : args(args),
+        roi(args.rois[k]),
+        k(k),
+        stages{scratch, scratch + args.rows_at},
+        target(scratch + args.target_at),
+        sums(scratch + args.sums_at) {}
+
+  const T* prediction(int64_t d, int64_t h) const {
+    const auto& stride = args.prediction.stride;
+    return args.prediction.data + k * stride[0] + d * stride[2] + h * stride[3];
+  }
+  int64_t voxel(int64_t d, int64_t h) const { return (d * args.size[1] + h) * args.size[2]; }
+
+  // Calls visit(rows) for the tiles of the planes' rows.
+  template <typename Visit>
+  void for_each_tile(const Source<T>& source, Visit visit) const {
+    for (int64_t h = 0; h < args.size[1];) {
+      const int64_t end = tile_end(source, roi, h, args.tile);
+      visit(Range{h, end});
       h = end;
     }
   }
-}
 
-// Calls visit(first, n, voxel stride) for the pieces of a tile that one stride walks.
-template <typename Visit>
-inline void for_each_piece(const LossTile& tile, const int64_t* stride, Visit visit) {
-  if (stride[3] == tile.width * stride[4]) {
-    visit(int64_t{0}, tile.rows * tile.width);
-  } else {
-    for (int64_t r = 0; r < tile.rows; ++r) visit(r * tile.width, tile.width);
+  // Calls visit(first channel, channels, plane) with their target, [channel, voxel], aligned.
+  template <typename Visit>
+  void for_each_target(Range rows, Range planes, Visit visit) const {
+    const int64_t width = args.size[2], voxels = (rows.end - rows.begin) * width;
+    for (int64_t c = 0; c < args.channels; c += args.channels_at_once) {
+      const int64_t n = smaller(args.channels_at_once, args.channels - c);
+      Source<T> source(args.features, roi.sample, c, 1);
+      for (int64_t d = planes.begin; d < planes.end; ++d) {
+        align_tile(Target<A>{target, voxels, width, 1}, source, n, roi, d, rows, stages);
+        visit(c, n, d);
+      }
+    }
   }
-}
+};
 
-// Calls visit(channel, target) for all channels of a tile's contiguous target, some of them aligned together.
-template <typename T, typename Visit>
-inline void for_each_aligned_channel(const AlignedCosine<T>& aligned, const Source<T>& first,
-                                     const LossTile& tile, const RoiTaps<Accumulate<T>>& roi,
-                                     Accumulate<T>* target, const Stages<Accumulate<T>>& stages,
-                                     Visit visit) {
-  const int64_t voxels = tile.rows * tile.width;
-  for (int64_t c = 0; c < aligned.channels; c += aligned.channels_at_once) {
-    const int64_t n = smaller(aligned.channels_at_once, aligned.channels - c);
-    Source<T> source = first;
-    source.data += c * first.channel_stride;
-    align_tile(Target<Accumulate<T>>{target, voxels, tile.width, 1}, source, n, roi, tile.d,
-               {tile.h, tile.h + tile.rows}, stages);
-    for (int64_t i = 0; i < n; ++i) visit(c + i, target + i * voxels);
-  }
-}
-
-// The fused loss aligns the target of a channel, or of all of them where channels lie innermost, and uses it
-// at once. scratch: the stages, then [dot, p², z²] and the target of a tile.
 template <bool channels_last, typename T>
 void aligned_forward(const AlignedCosine<T>& aligned, const CosineForward<T>& args, int64_t k, Range planes,
                      Accumulate<T>* scratch) {
   using A = Accumulate<T>;
-  const auto& roi = aligned.rois[k];
+  const FusedTask<T> task(aligned, k, scratch);
   const auto& stride = aligned.prediction.stride;
-  const Stages<A> stages{scratch, scratch + aligned.rows_at};
-  const Source<T> all(aligned.features, roi.sample, 0, aligned.channels);
-  const Source<T> first(aligned.features, roi.sample, 0, channels_last ? aligned.channels : 1);
-  const int64_t most = aligned.tile * aligned.size[2];
-  A *dot = scratch + aligned.tile_at, *pp = dot + most, *zz = pp + most, *target = zz + most;
-  for_each_loss_tile(aligned, first, k, planes, [&](const LossTile& tile) {
-    const T* p0 = aligned.prediction.data + k * stride[0] + tile.d * stride[2] + tile.h * stride[3];
-    const Range rows{tile.h, tile.h + tile.rows};
-    const int64_t voxels = tile.rows * tile.width, n = aligned.channels;
-    const auto at = [&](int64_t v) { return p0 + v / tile.width * stride[3] + v % tile.width * stride[4]; };
-    const auto finish = [&](int64_t v, const CosineSums<A>& sums, auto z) {
-      const T* p = at(v);
-      const auto result =
-          finish_cosine<A>(sums, args.eps, n, [&](int64_t c) { return widen(p[c * stride[1]]); }, z);
-      write_voxel(args, k, (tile.d * aligned.size[1] + tile.h) * tile.width + v, result);
-    };
+  const int64_t width = aligned.size[2], n = aligned.channels;
+  const Source<T> all(aligned.features, task.roi.sample, 0, channels_last ? n : 1);
+  const auto finish = [&](int64_t d, int64_t h, int64_t v, const CosineSums<A>& sums, auto z) {
+    const T* p = task.prediction(d, h) + v / width * stride[3] + v % width * stride[4];
+    const auto result =
+        finish_cosine<A>(sums, args.eps, n, [&](int64_t c) { return widen(p[c * stride[1]]); }, z);
+    write_voxel(args, k, task.voxel(d, h) + v, result);
+  };
+  task.for_each_tile(all, [&](Range rows) {
+    const int64_t voxels = (rows.end - rows.begin) * width;
     if (channels_last) {
-      align_tile(Target<A>{target, 0, tile.width * n, n}, all, 1, roi, tile.d, rows, stages);
-      for (int64_t v = 0; v < voxels; ++v) {
-        const A* z = target + v * n;
-        const T* p = at(v);
-        CosineSums<A> sums{0, 0, 0};
-        if (stride[1] == 1) {
-          sums = sum_channels(p, z, n);
-        } else {
-          for (int64_t c = 0; c < n; ++c) {
-            const A x = widen(p[c * stride[1]]);
-            sums.dot += x * z[c];
-            sums.square_p += x * x;
-            sums.square_z += z[c] * z[c];
+      for (int64_t d = planes.begin; d < planes.end; ++d) {
+        align_tile(Target<A>{task.target, 0, width * n, n}, all, 1, task.roi, d, rows, task.stages);
+        for (int64_t v = 0; v < voxels; ++v) {
+          const A* z = task.target + v * n;
+          const T* p = task.prediction(d, rows.begin) + v / width * stride[3] + v % width * stride[4];
+          CosineSums<A> sums{0, 0, 0};
+          if (stride[1] == 1) {
+            sums = sum_channels(p, z, n);
+          } else {
+            add_channels(&sums.dot, &sums.square_p, &sums.square_z, p, stride[1], 1, z, 1, 1, n, 1);
           }
+          finish(d, rows.begin, v, sums, [&](int64_t c) { return z[c]; });
         }
-        finish(v, sums, [&](int64_t c) { return z[c]; });
       }
       return;
     }
-    for (int64_t v = 0; v < voxels; ++v) dot[v] = pp[v] = zz[v] = 0;
-    for_each_aligned_channel(aligned, first, tile, roi, target, stages, [&](int64_t c, const A* aligned_c) {
-      for_each_piece(tile, stride, [&](int64_t v, int64_t length) {
-        const T* p = p0 + v / tile.width * stride[3] + c * stride[1];
-        const A* z = aligned_c + v;
-        const int64_t p_voxel = stride[4];
-        if (p_voxel == 1) {
-          add_channel(
-              dot + v, pp + v, zz + v, [=](int64_t i) { return widen(p[i]); },
-              [=](int64_t i) { return z[i]; }, length);
-        } else {
-          add_channel(
-              dot + v, pp + v, zz + v, [=](int64_t i) { return widen(p[i * p_voxel]); },
-              [=](int64_t i) { return z[i]; }, length);
-        }
+    const auto sums_of = [&](int64_t d) { return task.sums + (d - planes.begin) * 3 * voxels; };
+    fill_zero(task.sums, (planes.end - planes.begin) * 3 * voxels);
+    task.for_each_target(rows, planes, [&](int64_t c, int64_t some, int64_t d) {
+      const T* p = task.prediction(d, rows.begin) + c * stride[1];
+      for_each_piece(voxels, width, stride, [&](int64_t v, int64_t length) {
+        A* dot = sums_of(d) + v;
+        add_channels(dot, dot + voxels, dot + 2 * voxels, p + v / width * stride[3], stride[1], stride[4],
+                     task.target + v, voxels, 1, some, length);
       });
     });
-    for (int64_t v = 0; v < voxels; ++v) {
-      finish(v, {dot[v], pp[v], zz[v]}, [&](int64_t c) {
-        return align_voxel(all, roi, c, tile.d, tile.h + v / tile.width, v % tile.width);
-      });
+    for (int64_t d = planes.begin; d < planes.end; ++d) {
+      const A* dot = sums_of(d);
+      for (int64_t v = 0; v < voxels; ++v) {
+        finish(d, rows.begin, v, {dot[v], dot[voxels + v], dot[2 * voxels + v]}, [&](int64_t c) {
+          return align_voxel(all, task.roi, c, d, rows.begin + v / width, v % width);
+        });
+      }
     }
   });
 }
@@ -310,57 +366,36 @@ template <bool channels_last, typename T>
 void aligned_backward(const AlignedCosine<T>& aligned, const CosineBackward<T>& args, int64_t k, Range planes,
                       Accumulate<T>* scratch) {
   using A = Accumulate<T>;
-  const auto& roi = aligned.rois[k];
+  const FusedTask<T> task(aligned, k, scratch);
   const auto& stride = aligned.prediction.stride;
   const auto& grad = args.grad_prediction;
-  const Stages<A> stages{scratch, scratch + aligned.rows_at};
-  const int64_t n = aligned.channels, n_voxels = args.samples * args.voxels;
-  const Source<T> first(aligned.features, roi.sample, 0, channels_last ? n : 1);
-  A* target = scratch + aligned.tile_at + 3 * aligned.tile * aligned.size[2];
-  for_each_loss_tile(aligned, first, k, planes, [&](const LossTile& tile) {
-    const T* p0 = aligned.prediction.data + k * stride[0] + tile.d * stride[2] + tile.h * stride[3];
-    const Range rows{tile.h, tile.h + tile.rows};
-    const int64_t voxel0 = (tile.d * aligned.size[1] + tile.h) * tile.width;
-    const int64_t voxels = tile.rows * tile.width, i0 = k * args.voxels + voxel0;
-    const A *scale = args.scale + i0, *cos = args.saved + i0, *inverse_p = cos + n_voxels,
-            *inverse_z = inverse_p + n_voxels;
-    T* g0 = grad.data + k * grad.sample_stride + voxel0 * grad.voxel_stride;
+  const int64_t width = aligned.size[2], n = aligned.channels, n_voxels = args.samples * args.voxels;
+  const Source<T> all(aligned.features, task.roi.sample, 0, channels_last ? n : 1);
+  task.for_each_tile(all, [&](Range rows) {
+    const int64_t voxels = (rows.end - rows.begin) * width;
     if (channels_last) {
-      align_tile(Target<A>{target, 0, tile.width * n, n}, first, 1, roi, tile.d, rows, stages);
-      for (int64_t v = 0; v < voxels; ++v) {
-        const A* z = target + v * n;
-        const T* p = p0 + v / tile.width * stride[3] + v % tile.width * stride[4];
-        const auto here = [](int64_t) { return int64_t{0}; };
-        const auto write = [&](int64_t grad_step, auto own) {
-          write_gradients(
-              g0 + v * grad.voxel_stride, grad_step, n, scale + v, cos + v, inverse_p + v, inverse_z + v, own,
-              [=](int64_t c) { return z[c]; }, here);
-        };
-        const int64_t p_channel = stride[1];
-        if (p_channel == 1 && grad.channel_stride == 1) {
-          write(1, [=](int64_t c) { return widen(p[c]); });
-        } else {
-          write(grad.channel_stride, [=](int64_t c) { return widen(p[c * p_channel]); });
+      for (int64_t d = planes.begin; d < planes.end; ++d) {
+        align_tile(Target<A>{task.target, 0, width * n, n}, all, 1, task.roi, d, rows, task.stages);
+        for (int64_t v = 0; v < voxels; ++v) {
+          const int64_t i = task.voxel(d, rows.begin) + v, j = k * args.voxels + i;
+          const T* p = task.prediction(d, rows.begin) + v / width * stride[3] + v % width * stride[4];
+          write_voxel_gradient(grad.data + k * grad.sample_stride + i * grad.voxel_stride, grad.channel_stride, p,
+                               stride[1], task.target + v * n, 1, args.scale[j], args.saved[j],
+                               args.saved[n_voxels + j], args.saved[2 * n_voxels + j], n);
         }
       }
       return;
     }
-    for_each_aligned_channel(aligned, first, tile, roi, target, stages, [&](int64_t c, const A* aligned_c) {
-      for_each_piece(tile, stride, [&](int64_t v, int64_t length) {
-        const T* p = p0 + v / tile.width * stride[3] + c * stride[1];
-        const A* z = aligned_c + v;
-        T* g = g0 + v * grad.voxel_stride + c * grad.channel_stride;
-        const int64_t p_voxel = stride[4];
-        const auto same = [](int64_t i) { return i; };
-        if (p_voxel == 1 && grad.voxel_stride == 1) {
-          write_gradients(
-              g, 1, length, scale + v, cos + v, inverse_p + v, inverse_z + v,
-              [=](int64_t i) { return widen(p[i]); }, [=](int64_t i) { return z[i]; }, same);
-        } else {
-          write_gradients(
-              g, grad.voxel_stride, length, scale + v, cos + v, inverse_p + v, inverse_z + v,
-              [=](int64_t i) { return widen(p[i * p_voxel]); }, [=](int64_t i) { return z[i]; }, same);
-        }
+    const int64_t to_step[2] = {grad.channel_stride, grad.voxel_stride}, own_step[2] = {stride[1], stride[4]},
+                  other_step[2] = {voxels, 1};
+    task.for_each_target(rows, planes, [&](int64_t c, int64_t some, int64_t d) {
+      const T* p = task.prediction(d, rows.begin) + c * stride[1];
+      for_each_piece(voxels, width, stride, [&](int64_t v, int64_t length) {
+        const int64_t i = task.voxel(d, rows.begin) + v, j = k * args.voxels + i;
+        const A* cos = args.saved + j;
+        write_channels(grad.data + k * grad.sample_stride + i * grad.voxel_stride + c * grad.channel_stride,
+                       p + v / width * stride[3], task.target + v, to_step, own_step, other_step, args.scale + j,
+                       cos, cos + n_voxels, cos + 2 * n_voxels, some, length);
       });
     });
   });
