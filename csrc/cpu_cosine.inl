@@ -55,7 +55,8 @@ inline CosineSums<Accumulate<T>> sum_channels(const T* __restrict p, const Z* __
   return {dot[0], pp[0], zz[0]};
 }
 
-// Channels of contiguous features that are taken together: the sums of a voxel are read and written less often.
+// Channels of contiguous features that are taken together: the sums of a voxel are read and written less
+// often.
 constexpr int64_t kChannelsTogether = 4;
 
 // Adds `channels` channels of `n` voxels to their sums. Channels and voxels lie the given steps apart.
@@ -147,9 +148,9 @@ inline void write_some(T* __restrict to, const X* own, const Y* other, const int
 
 // The same for any number of channels; steps are [channel, voxel].
 template <typename T, typename X, typename Y, typename A>
-inline void write_channels(T* to, const X* own, const Y* other, const int64_t* to_step, const int64_t* own_step,
-                           const int64_t* other_step, const A* scale, const A* cos, const A* inverse_own,
-                           const A* inverse_other, int64_t channels, int64_t n) {
+inline void write_channels(T* to, const X* own, const Y* other, const int64_t* to_step,
+                           const int64_t* own_step, const int64_t* other_step, const A* scale, const A* cos,
+                           const A* inverse_own, const A* inverse_other, int64_t channels, int64_t n) {
   const bool unit = to_step[1] == 1 && own_step[1] == 1 && other_step[1] == 1;
   const auto write = [&](auto some, int64_t c) {
     constexpr int count = decltype(some)::value;
@@ -249,7 +250,8 @@ inline Accumulate<T> align_voxel(const Source<T>& source, const RoiTaps<Accumula
   return sum;
 }
 
-// Calls visit(first, n) for the pieces of `count` voxels that one stride of a volume walks: all, or row by row.
+// Calls visit(first, n) for the pieces of `count` voxels that one stride of a volume walks: all, or row by
+// row.
 template <typename Visit>
 inline void for_each_piece(int64_t count, int64_t width, const int64_t* stride, Visit visit) {
   const int64_t piece = stride[3] == width * stride[4] ? count : width;
@@ -258,8 +260,8 @@ inline void for_each_piece(int64_t count, int64_t width, const int64_t* stride, 
 
 // The fused loss aligns the target of some channels, or of all where channels lie innermost, and uses it at
 // once. A task takes some rows of all planes, channels outside, planes inside: as in the alignment alone,
-// neighbouring planes of bins read mostly the same rows. scratch: the stages, the target of a plane's rows, then
-// [plane, dot | p² | z²] of all rows.
+// neighbouring planes of bins read mostly the same rows. scratch: the stages, the target of a plane's rows,
+// then [plane, dot | p² | z²] of all rows.
 template <typename T>
 struct FusedTask {
   using A = Accumulate<T>;
@@ -379,9 +381,9 @@ void aligned_backward(const AlignedCosine<T>& aligned, const CosineBackward<T>& 
         for (int64_t v = 0; v < voxels; ++v) {
           const int64_t i = task.voxel(d, rows.begin) + v, j = k * args.voxels + i;
           const T* p = task.prediction(d, rows.begin) + v / width * stride[3] + v % width * stride[4];
-          write_voxel_gradient(grad.data + k * grad.sample_stride + i * grad.voxel_stride, grad.channel_stride, p,
-                               stride[1], task.target + v * n, 1, args.scale[j], args.saved[j],
-                               args.saved[n_voxels + j], args.saved[2 * n_voxels + j], n);
+          write_voxel_gradient(grad.data + k * grad.sample_stride + i * grad.voxel_stride,
+                               grad.channel_stride, p, stride[1], task.target + v * n, 1, args.scale[j],
+                               args.saved[j], args.saved[n_voxels + j], args.saved[2 * n_voxels + j], n);
         }
       }
       return;
@@ -394,8 +396,8 @@ void aligned_backward(const AlignedCosine<T>& aligned, const CosineBackward<T>& 
         const int64_t i = task.voxel(d, rows.begin) + v, j = k * args.voxels + i;
         const A* cos = args.saved + j;
         write_channels(grad.data + k * grad.sample_stride + i * grad.voxel_stride + c * grad.channel_stride,
-                       p + v / width * stride[3], task.target + v, to_step, own_step, other_step, args.scale + j,
-                       cos, cos + n_voxels, cos + 2 * n_voxels, some, length);
+                       p + v / width * stride[3], task.target + v, to_step, own_step, other_step,
+                       args.scale + j, cos, cos + n_voxels, cos + 2 * n_voxels, some, length);
       });
     });
   });

@@ -123,9 +123,10 @@ struct AlignedCosine {
   const RoiTaps<Accumulate<T>>* rois;
   int64_t channels;
   int32_t size[3];           // d, h, w
-  int64_t tile;                         // rows of a plane that are aligned at once
-  int64_t channels_at_once;             // contiguous channels that are aligned at once
-  int64_t rows_at, target_at, sums_at;  // where in the scratch memory the second stage, the target, the sums lie
+  int64_t tile;              // rows of a plane that are aligned at once
+  int64_t channels_at_once;  // contiguous channels that are aligned at once
+  int64_t rows_at, target_at,
+      sums_at;  // where in the scratch memory the second stage, the target, the sums lie
 };
 
 // The elements that a stage between input and output may hold, for rows of so many: what the first-level
