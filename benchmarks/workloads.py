@@ -156,7 +156,8 @@ def roi_cases(work: RoiWorkload, dtype: torch.dtype, layout: str, device: torch.
     )  # fmt: skip
     if work.integer:
         return
-    gradient = torch.randn(out.shape, generator=generator).to(out)
+    # Laid out like the result, as a network hands it back.
+    gradient = torch.empty_like(out).copy_(torch.randn(out.shape, generator=generator))
 
     def backward_of(f: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         leaf = volume.detach().clone(memory_format=torch.preserve_format).requires_grad_()

@@ -26,8 +26,8 @@ inline void write_voxel(const CosineForward<T>& args, int64_t sample, int64_t vo
 
 // Sums over channels that lie side by side.
 template <typename T, typename Z>
-inline CosineSums<Accumulate<T>> sum_channels(const T* __restrict p, const Z* __restrict z,
-                                              int64_t channels) {
+inline CosineSums<Accumulate<T>> sum_channels_plain(const T* __restrict p, const Z* __restrict z,
+                                                    int64_t channels) {
   using A = Accumulate<T>;
   A dot[kLanes] = {}, pp[kLanes] = {}, zz[kLanes] = {};
   int64_t c = 0;
@@ -53,6 +53,29 @@ inline CosineSums<Accumulate<T>> sum_channels(const T* __restrict p, const Z* __
     }
   }
   return {dot[0], pp[0], zz[0]};
+}
+
+#ifdef __AVX512F__
+template <typename T, typename Z>
+inline CosineSums<float> sum_channels_vectors(const T* p, const Z* z, int64_t channels) {
+  __m512 dot = _mm512_setzero_ps(), pp = dot, zz = dot;
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const __mmask16 lanes = first_lanes(channels - c);
+    const __m512 x = load(p + c, lanes), y = load(z + c, lanes);
+    dot = _mm512_fmadd_ps(x, y, dot);
+    pp = _mm512_fmadd_ps(x, x, pp);
+    zz = _mm512_fmadd_ps(y, y, zz);
+  }
+  return {_mm512_reduce_add_ps(dot), _mm512_reduce_add_ps(pp), _mm512_reduce_add_ps(zz)};
+}
+#endif
+
+template <typename T, typename Z>
+inline CosineSums<Accumulate<T>> sum_channels(const T* p, const Z* z, int64_t channels) {
+#ifdef __AVX512F__
+  if constexpr (sizeof(Accumulate<T>) == sizeof(float)) return sum_channels_vectors(p, z, channels);
+#endif
+  return sum_channels_plain(p, z, channels);
 }
 
 // Channels of contiguous features that are taken together: the sums of a voxel are read and written less

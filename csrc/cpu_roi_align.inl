@@ -92,6 +92,12 @@ inline void combine_row(Accumulate<T>* to, const T* base, const Rows<Accumulate<
   }
 }
 
+// The pitch of stage rows. Rows of many channels are often some multiple of 4 KiB apart, where the
+// first-level cache keeps only a few of them at a time: they are moved apart by a line.
+inline int64_t stage_pitch(int64_t length, int64_t channels) {
+  return channels == 1 ? length : (length + kLanes - 1) / kLanes * kLanes + kLanes;
+}
+
 // What the D stage leaves: rows `pitch` elements apart. Where the source's rows follow each other closely,
 // they are taken with the gaps between them, many short rows as a single long one.
 template <typename T>
@@ -99,7 +105,8 @@ inline int64_t plane_pitch(const Source<T>& source, const AxisTaps<Accumulate<T>
   const int64_t length = axis_w.slots * source.channels, gap = source.stride[1] - length;
   const bool one_run =
       axis_w.slots > 0 && axis_w.source[axis_w.slots - 1] - axis_w.source[0] == axis_w.slots - 1;
-  return one_run && source.rows_in_one_piece() && gap >= 0 && gap <= most_gap ? source.stride[1] : length;
+  const bool closely = source.channels == 1 && one_run && source.rows_in_one_piece() && gap >= 0;
+  return closely && gap <= most_gap ? source.stride[1] : stage_pitch(length, source.channels);
 }
 
 // Elements before a contiguous plane's rows that are read with them, so that vectors begin at cache lines: a
@@ -168,9 +175,10 @@ inline void contract_rows(O* to, int64_t to_row, int64_t to_voxel, const A* rows
   }
 }
 
-// The pitch of rows between stages: whole vectors, but where one block of lanes spans several rows.
+// The pitch of rows before the W stage: whole vectors, but where one block of lanes spans several rows.
 template <typename A>
-inline int64_t row_pitch(int64_t length, const LaneTaps<A>& lanes) {
+inline int64_t row_pitch(int64_t length, int64_t channels, const LaneTaps<A>& lanes) {
+  if (channels > 1) return stage_pitch(length, channels);
   return lanes.rows > 1 ? length : (length + kLanes - 1) / kLanes * kLanes;
 }
 
@@ -235,7 +243,7 @@ inline void align_tile(const Target<O>& to, const Source<T>& source, int64_t n,
   const int64_t plane_row = plane_pitch(source, axis_w, kMostGap);
   const bool read_in_place = planes.count == 1 && planes.weight[0] == 1;
   const int64_t lead = read_in_place ? 0 : plane_lead(source, plane_row, axis_h, axis_w, roi.lanes);
-  const int64_t pitch = row_pitch(lead + length, roi.lanes);
+  const int64_t pitch = row_pitch(lead + length, source.channels, roi.lanes);
   const bool whole_rows = source.channels == 1 && source.stride[2] == 1;
   const Range slots = slots_of(axis_h, tile.begin, tile.end);
   const int64_t n_planes = (slots.end - slots.begin) * plane_row, n_rows = count * pitch;
@@ -351,7 +359,8 @@ inline bool add_roi(const Target<Accumulate<T>>& to, const Source<T>& source, in
 
   const int64_t plane_row = plane_pitch(source, axis_w, roi.lanes.rows > 1 ? 0 : kMostGap);
   const int64_t length = axis_w.count * source.channels, n_slots = slots.end - slots.begin;
-  const int64_t n_planes = n_slots * plane_row, n_rows = n_slots * length;
+  const int64_t row = stage_pitch(length, source.channels);
+  const int64_t n_planes = n_slots * plane_row, n_rows = n_slots * row;
   const int64_t before = axis_w.first * source.channels, after = to.row - before - length;
   const int64_t first_row = rows.begin - tile.begin, count = rows.end - rows.begin;
   const int64_t most = n > 1 ? channels_in_flight<A>(n_planes, n_rows, larger(plane_row, length)) : 1;
@@ -364,16 +373,16 @@ inline bool add_roi(const Target<Accumulate<T>>& to, const Source<T>& source, in
                      slots, axis_w);
     }
     for (int64_t c = 0; c < some; ++c) {
-      contract_rows(stages.rows + c * (n_rows + kRowPadding), length, source.channels,
+      contract_rows(stages.rows + c * (n_rows + kRowPadding), row, source.channels,
                     stages.planes + c * (n_planes + kRowPadding), plane_row, n_slots, source.channels, axis_w,
                     roi.lanes);
     }
     for (int64_t c = 0; c < some; ++c) {
       A* sum = to.data + (first + c) * to.channel;
-      const A* base = stages.rows + c * (n_rows + kRowPadding) - slots.begin * length;
+      const A* base = stages.rows + c * (n_rows + kRowPadding) - slots.begin * row;
       const auto add_rows = [&](auto add) {
         combine_each<decltype(add)::value>(sum + first_row * to.row + before, to.row, base, axis_h,
-                                           axis_h.slot, rows.begin - axis_h.first, count, length, length);
+                                           axis_h.slot, rows.begin - axis_h.first, count, row, length);
       };
       if (!fresh) {
         add_rows(std::true_type{});

@@ -286,7 +286,8 @@ struct Scratch {
 
   // Backward: all rows that a tile reads, at both lengths.
   static Scratch backward(const TapTables<A>& tables, int64_t channels, int64_t rest) {
-    const int64_t pitch = tables.widest_source() * channels + kMostGap, length = tables.widest() * channels;
+    const int64_t pitch = tables.widest_source() * channels + kMostGap;
+    const int64_t length = tables.widest() * channels + kMostGap;
     const int64_t most = stage_elements<A>(std::max(pitch, length));
     return of(std::max(most, tables.most_rows() * pitch), std::max(most, tables.most_rows() * length), rest);
   }

@@ -102,6 +102,8 @@ inline void contract_plain(O* to, int64_t to_step, const A* rows, int64_t row_st
 
 #ifdef __AVX512F__
 
+constexpr int64_t kLongRow = 16 * kLanes;
+
 inline __mmask16 first_lanes(int64_t n) {
   return n >= kLanes ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1u);
 }
@@ -313,8 +315,13 @@ inline void combine_each(O* to, int64_t to_step, const T* base, const AxisTaps<A
                          int64_t from, int64_t count, int64_t stride, int64_t length) {
 #ifdef __AVX512F__
   if constexpr (sizeof(A) == sizeof(float)) {
-    const Each taps{axis.begin + from, at, axis.weight, stride};
-    return combine_vectors<add>(to, to_step, base, taps, axis.width, count, length);
+    // Long rows one after the other, in the order of memory; of short ones the same part of all.
+    const int64_t together = length > kLongRow ? 1 : count;
+    for (int64_t t = 0; t < count; t += together) {
+      const Each taps{axis.begin + from + t, at, axis.weight, stride};
+      combine_vectors<add>(to + t * to_step, to_step, base, taps, axis.width, together, length);
+    }
+    return;
   }
 #endif
   for (int64_t t = from; t < from + count; ++t) {

@@ -90,6 +90,15 @@ Tensor roi_align3d_cpu(Tensor input, Tensor boxes, OutputSize output_size, Scale
   return output;
 }
 
+// The gradient as the kernels read it fast: laid out as its result will be. Gradients also come expanded, or
+// in the other layout.
+Tensor readable(const Tensor& grad, bool channels_last) {
+  const int axis = channels_last ? 1 : 4;
+  if (grad.stride(axis) == 1 || grad.size(axis) == 1) return grad;
+  return torch::stable::contiguous(grad, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast3d
+                                                       : torch::headeronly::MemoryFormat::Contiguous);
+}
+
 Tensor roi_align3d_backward_cpu(Tensor grad, Tensor boxes, std::vector<int64_t> input_size,
                                 Scales spatial_scale, Ratios sampling_ratio, bool aligned,
                                 std::optional<Tensor> flips, bool channels_last) {
@@ -104,6 +113,7 @@ Tensor roi_align3d_backward_cpu(Tensor grad, Tensor boxes, std::vector<int64_t> 
   const std::vector<Roi> rois = read_rois(geometry, boxes, flips);
   if (output.numel() == 0) return output;
 
+  const Tensor from = readable(grad, channels_last);
   // RoIs grouped by sample, each group in its rows' order: the sums are always formed in the same order.
   std::vector<int64_t> group(geometry.n_samples + 1, 0), order(rois.size());
   for (const Roi& roi : rois) ++group[roi.sample + 1];
@@ -127,7 +137,7 @@ Tensor roi_align3d_backward_cpu(Tensor grad, Tensor boxes, std::vector<int64_t> 
     const bool in_place = sizeof(T) == sizeof(A) && (!channels_last || channels.size >= geometry.channels);
     const int64_t inside = channels_last ? channels.size : 1;
     const auto room = Scratch<A>::backward(tables, inside, in_place ? 0 : tile * width * channels.size);
-    const RoiBackward<T> args{volume(static_cast<const T*>(grad.const_data_ptr()), grad),
+    const RoiBackward<T> args{volume(static_cast<const T*>(from.const_data_ptr()), from),
                               volume(static_cast<T*>(output.mutable_data_ptr()), output),
                               tables.data(),
                               order.data(),
