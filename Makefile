@@ -1,6 +1,6 @@
 # make demo   set everything up and run the main job on synthetic CT
 # make test   set everything up and run all tests
-# make lint, make format, make bench, make gpu-check, make clean
+# make lint, make format, make bench, make sanitize, make test-nnunet, make gpu-check, make clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +9,7 @@ DEMO ?= demo
 # Threads that native builds may use.
 export MAX_JOBS ?= $(shell nproc)
 
-.PHONY: demo test test-ops install lint format bench gpu-check sanitize clean
+.PHONY: demo test test-ops test-nnunet install lint format bench gpu-check sanitize clean
 
 # Build tools come first: the package is built against the torch in the environment, not in an isolated one.
 $(BIN)/python:
@@ -39,6 +39,11 @@ test: install
 test-ops: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/ops
 
+# nnU-Net's own functions on exported weights, in an environment of its own.
+NNUNET_VENV ?= build/venv-nnunet
+test-nnunet:
+	PYTHON=$(PYTHON) bash tests/nnunet.sh $(NNUNET_VENV)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,8 +55,11 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
 
+# The ops against their peers, small problems against the reference, and a training step against its networks.
 bench: install
 	$(BIN)/python -m benchmarks.ops
+	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.pretrain
 
 # On a machine with a GPU, nvcc and torch; needs no network. See docs/gpu-validation.md.
 gpu-check:

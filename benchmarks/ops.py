@@ -1,9 +1,10 @@
 """``python -m benchmarks.ops``: every op against its peers and against the memory bandwidth.
 
-Each row takes turns with its peers (some runs of ours, some of the peer's, …), so that a drift of the machine's
-speed meets both. A turn begins with a run that is not timed, so that each finds the caches and the allocator as
-it leaves them itself; the ratio is the median over the turns' paired medians. Writes a table to the terminal, and JSON and a bar
-chart to ``benchmarks/results/``. ``--check`` exits with 1 where a ratio is under its bar.
+Each row takes turns with its peers (some runs of ours, some of the peer's, …), so that a drift of the
+machine's speed meets both. A turn begins with a run that is not timed, so that each finds the caches and the
+allocator as it leaves them itself; the ratio is the median over the turns' paired medians. Writes a table to
+the terminal, and JSON and a bar chart to ``benchmarks/results/``. ``--check`` exits with 1 where a ratio is
+under its bar.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ BARS = {
     ("aligned loss dense", "both", "its parts"): 1.5,
 }
 
+#: Most microseconds of a call on a single voxel.
+OVERHEAD_BARS = {"without_gradients": 40, "with_gradients": 80}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; see the module's text."""
@@ -71,12 +75,20 @@ def main(argv: list[str] | None = None) -> int:
         rows.append(row)
         print(summary(row), file=sys.stderr, flush=True)
         missed += missed_bars(row) if not gpu else []
-    record = {"header": header(device, bandwidth), "rows": rows}
+    overhead = host_overhead()
+    missed += [
+        f"host overhead {name}: {overhead[name]:.0f} µs, bar {bar} µs"
+        for name, bar in OVERHEAD_BARS.items()
+        if overhead[name] > bar
+    ]
+    record = {"header": header(device, bandwidth), "host_overhead_us": overhead, "rows": rows}
     options.output.mkdir(parents=True, exist_ok=True)
     stem = options.output / (options.name or f"ops-{device.type}")
-    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print_table(record)
     draw(record, stem.with_suffix(".png"))
+    calls = ", ".join(f"{name.replace('_', ' ')} {value:.0f} µs" for name, value in overhead.items())
+    print(f"a call on one voxel: {calls}")
     print(f"written: {stem}.json, {stem}.png")
     for text in missed:
         print(f"under its bar: {text}", file=sys.stderr)
@@ -126,7 +138,10 @@ def measure(case: Case, device: torch.device, seconds: float, bandwidth: float) 
         "ratio": ratios,
         "floor_bytes": case.floor_bytes,
         "share_of_copy_bandwidth": case.floor_bytes / best / bandwidth,
-        "extra_bytes": extra_memory(case, device),
+        "extra_bytes": {
+            "ours": extra_memory(case.ours, device),
+            **{peer: extra_memory(case.peers[peer], device) for peer in ratios},
+        },
     }
 
 
@@ -149,7 +164,7 @@ def paired(ours, theirs, device: torch.device, seconds: float) -> tuple[list[flo
 
 
 def turn(run, device: torch.device, least: float = 0.02, most_runs: int = 20) -> float:
-    """The median of some runs one after the other: one if it is long, more if short, after one that warms up."""
+    """The median of some runs after one that warms up; the shorter a run, the more."""
     timed(run, device)
     times = [timed(run, device)]
     while sum(times) < least and len(times) < most_runs:
@@ -171,16 +186,48 @@ def timed(run, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def extra_memory(case: Case, device: torch.device) -> int | None:
-    """Peak device memory of one run beyond what was allocated before it; None on the CPU."""
+def extra_memory(run, device: torch.device) -> int:
+    """Most memory of torch's allocator that one run holds beyond what was held before it.
+
+    What kernels take besides is not seen: on the CPU a few hundred KiB a thread.
+    """
     if device.type != "cuda":
-        return None
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
+            run()
+        held = most = 0
+        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            most = max(most, held)
+        return most
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    case.ours()
+    run()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def host_overhead() -> dict[str, float]:
+    """Microseconds of a call on a single voxel, the best of some turns: what it costs besides its work."""
+    volume = torch.zeros(1, 1, 1, 1, 1)
+    boxes = torch.tensor([[0.0, 0, 0, 0, 1, 1, 1]])
+    leaf = volume.clone().requires_grad_()
+    calls = {
+        "without_gradients": lambda: pgl_ops.roi_align3d(volume, boxes, 1),
+        "with_gradients": lambda: pgl_ops.roi_align3d(leaf, boxes, 1),
+        "with_backward": lambda: torch.autograd.grad(pgl_ops.roi_align3d(leaf, boxes, 1), leaf, volume),
+    }
+
+    def each(call) -> float:
+        began = time.perf_counter()
+        for _ in range(300):
+            call()
+        return (time.perf_counter() - began) / 300 * 1e6
+
+    return {name: min(each(call) for _ in range(6)) for name, call in calls.items()}
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -250,7 +297,7 @@ def print_table(record: dict) -> None:
     for name in ("workload", "direction", "dtype", "layout", "ms", "faster than", "bandwidth", "extra MiB"):
         table.add_column(name, justify="right" if name in ("ms", "bandwidth", "extra MiB") else "left")
     for row in record["rows"]:
-        extra = row["extra_bytes"]
+        extra = row["extra_bytes"]["ours"]
         table.add_row(
             row["workload"],
             row["direction"],
@@ -259,7 +306,7 @@ def print_table(record: dict) -> None:
             f"{row['milliseconds']:.3f}",
             ", ".join(f"{peer} {ratio:.1f}x" for peer, ratio in row["ratio"].items()),
             f"{row['share_of_copy_bandwidth']:.0%}",
-            "" if extra is None else f"{extra / 2**20:.1f}",
+            f"{extra / 2**20:.1f}",
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 

@@ -195,9 +195,14 @@ def _pretrain(arguments: Namespace) -> int:
         check(config)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
     from pgl.pretrain import pretrain
+    from pgl.report import report_line
 
     pretrain(config)
+    if rank_zero_only.rank == 0:
+        print(report_line(config.output))
     return DONE
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 Triple = tuple[int, int, int]
 
@@ -164,33 +164,6 @@ def constructor_arguments(description: Mapping[str, Any]) -> dict[str, Any]:
             )
         arguments[name] = _CLASSES[arguments[name]]
     return arguments
-
-
-class FeatureLevel(nn.Module):
-    """An encoder read at one stage: ``forward`` gives the feature map of that stage and runs none beyond it.
-
-    Args:
-        settings: the encoder.
-        level: the stage, −1 for the deepest. Stages beyond it are kept, so that the exported encoder is
-            whole, but are not trained: their parameters ask for no gradient.
-    """
-
-    def __init__(self, settings: EncoderSettings, level: int) -> None:
-        super().__init__()
-        self.level = resolve_level(settings, level)
-        self.stride = stride_at(settings, level)
-        self.channels = settings.features_per_stage[self.level]
-        encoder: Any = build_encoder(describe(settings))
-        encoder.stages[self.level + 1 :].requires_grad_(False)
-        self.encoder = encoder
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Tensor[N, channels, D/sd, H/sh, W/sw] of the images Tensor[N, input_channels, D, H, W]."""
-        encoder: Any = self.encoder
-        features = encoder.stem(images)
-        for stage in encoder.stages[: self.level + 1]:
-            features = stage(features)
-        return features
 
 
 def count_parameters(module: nn.Module) -> int:

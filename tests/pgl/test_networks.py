@@ -6,10 +6,9 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 from torch import nn
 
-from pgl.networks import FeatureLevel, build_encoder, default_encoder, describe, resolve_level, stride_at
+from pgl.networks import build_encoder, default_encoder, describe, resolve_level, stride_at
 
 from .training_data import small_encoder
 
@@ -43,25 +42,6 @@ def test_parameter_names_and_shapes_are_those_of_nnunets_residual_encoder_unet()
     )
     weights = build_encoder(describe(settings)).state_dict()
     unet.encoder.load_state_dict(weights, strict=True)
-
-
-@pytest.mark.parametrize("level", [0, 1, 2, -1])
-def test_a_level_is_that_skip_of_the_whole_encoder_at_its_stride(level):
-    network = FeatureLevel(small_encoder(), level).eval()
-    images = torch.randn(2, 1, 8, 16, 24)
-    features = network(images)
-    torch.testing.assert_close(features, network.encoder(images)[level])
-    assert features.shape[1] == network.channels
-    assert [n // s for n, s in zip(images.shape[2:], network.stride, strict=True)] == list(features.shape[2:])
-
-
-def test_stages_beyond_the_level_are_kept_but_not_trained():
-    network = FeatureLevel(small_encoder(), 1)
-    network(torch.randn(1, 1, 4, 8, 8)).sum().backward()
-    for name, parameter in network.encoder.named_parameters():
-        beyond = name.startswith("stages.2")
-        assert parameter.requires_grad != beyond
-        assert (parameter.grad is None) == beyond
 
 
 def test_strides_multiply_from_stage_to_stage():
