@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+# The profiler, which counts memory here, otherwise says on the terminal whenever it starts and stops.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 import torch
 
 import pgl_ops

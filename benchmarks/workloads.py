@@ -134,6 +134,9 @@ def roi_cases(work: RoiWorkload, dtype: torch.dtype, layout: str, device: torch.
             x, boxes, work.output, 1.0, work.ratio, True, flips
         )
         if "compiled" in peers and work.ratio > 0:
+            torch._dynamo.reset()
+            # A backward pass is timed by itself, so its graph must be kept.
+            torch._functorch.config.donated_buffer = False
             functions["compiled"] = torch.compile(functions["reference"])
     if "grid_sample" in peers and work.ratio > 0 and _fits_composition(work):
         functions["grid_sample"] = lambda x: grid_sample_composition(x, boxes, work, flips)

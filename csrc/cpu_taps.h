@@ -161,6 +161,7 @@ class TableBuilder {
     LaneBlock<A>* blocks = arena_.take<LaneBlock<A>>(result.blocks);
     for (int32_t b = 0; b < result.blocks; ++b) {
       const int32_t from = b * kLanes, to = std::min(taps.count, from + kLanes);
+      if (!worth_windows(taps, from, to)) return {1, 0, nullptr};
       blocks[b] = lane_block(taps, from, to, result.rows);
     }
     result.block = blocks;
@@ -185,6 +186,20 @@ class TableBuilder {
     }
     const bool few_more = 3 * int64_t{most} * count <= 4 * static_cast<int64_t>(entries_.size());
     return least > 0 && most <= kMostEven && few_more ? most : 0;
+  }
+
+  // Whether most taps that the windows are searched for are there: a few bins of very many taps read each window
+  // for only some of them.
+  static bool worth_windows(const AxisTaps<A>& taps, int32_t from, int32_t to) {
+    int64_t low = std::numeric_limits<int32_t>::max(), high = 0, width = 0;
+    for (int32_t t = from; t < to; ++t) {
+      const int32_t begin = taps.begin[t], end = taps.begin[t + 1];
+      if (begin == end) continue;
+      low = std::min<int64_t>(low, taps.slot[begin]);
+      high = std::max<int64_t>(high, taps.slot[end - 1]);
+      width = std::max<int64_t>(width, end - begin);
+    }
+    return low > high || ((high - low) / kWindow + 1) * width <= 64 + 4 * (taps.begin[to] - taps.begin[from]);
   }
 
   LaneBlock<A> lane_block(const AxisTaps<A>& taps, int32_t from, int32_t to, int32_t rows) {

@@ -64,11 +64,13 @@ Tensor roi_align3d_cpu(Tensor input, Tensor boxes, OutputSize output_size, Scale
     using T = decltype(element);
     using A = Accumulate<T>;
     const TapTables<A> tables(geometry, rois, false, channels_last);
-    const int64_t source_bytes =
-        input.size(2) * input.size(3) * input.size(4) * static_cast<int64_t>(sizeof(T));
+    // Expanded volumes may be larger than 64 bits count.
+    const double source_bytes = static_cast<double>(input.size(2)) * static_cast<double>(input.size(3)) *
+                                static_cast<double>(input.size(4)) * sizeof(T);
+    const auto fitting = static_cast<int64_t>(kSourceBytes / source_bytes);
     const Blocks channels(geometry.channels, channels_last
                                                  ? channel_block<A>(geometry.channels, tables.widest_source())
-                                                 : std::min(kChannelsAtOnce, kSourceBytes / source_bytes));
+                                                 : std::min(kChannelsAtOnce, fitting));
     const int64_t area = bins_h * bins_w * std::min(channels.size, geometry.channels);
     const Blocks planes(bins_d, kElementsPerTask / area);
     const auto room = Scratch<A>::forward(tables, channels_last ? channels.size : 1, 0);

@@ -156,7 +156,8 @@ PGL_HOST_DEVICE bool valid_batch_index(double index, int64_t n_samples) {
 
 PGL_HOST_DEVICE bool valid_extent(double lo, double hi, double scale) {
   const double low = rounded_multiply(scale, lo), high = rounded_multiply(scale, hi);
-  return fabs(low) <= kMaxCoordinate && fabs(high) <= kMaxCoordinate;  // false for NaN
+  // The difference overflows only where the scale is tiny. All are false for NaN.
+  return fabs(low) <= kMaxCoordinate && fabs(high) <= kMaxCoordinate && fabs(rounded_add(hi, -lo)) <= 1e300;
 }
 
 }  // namespace

@@ -189,7 +189,9 @@ def _valid_rows(boxes: Tensor, n_samples: int, scales: Sequence[float]) -> Tenso
     batch = boxes[:, 0]
     scaled = boxes[:, 1:] * boxes.new_tensor([*scales, *scales])
     in_batch = (batch >= 0) & (batch < n_samples) & (batch == batch.floor())
-    in_reach = (scaled.abs() <= MAX_COORDINATE).all(1)
+    # The length overflows only where the scale is tiny.
+    length = boxes[:, 4:] - boxes[:, 1:4]
+    in_reach = (scaled.abs() <= MAX_COORDINATE).all(1) & (length.abs() <= 1e300).all(1)
     valid = in_batch & in_reach
     if boxes.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(valid.all()):
         row = int((~valid).nonzero()[0])
