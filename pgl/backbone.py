@@ -35,6 +35,7 @@ class Backbone(nn.Module):
     Attributes:
         level, stride, channels: of the first chosen map.
         levels, strides, channels_of: of all of them, the first one first.
+        deepest: the last stage of the encoder that they need.
 
     Raises:
         ValueError: there is no such stage, or one is chosen twice.
@@ -53,9 +54,10 @@ class Backbone(nn.Module):
         self.strides = [stride_at(settings, one) for one in self.levels]
         self.channels_of = [settings.features_per_stage[one] for one in self.levels]
         self.level, self.stride, self.channels = self.levels[0], self.strides[0], self.channels_of[0]
+        self.deepest = len(settings.strides) - 1 if decoder else max(self.levels)
         self.recompute = recompute
         whole: Any = build_encoder(describe(settings))
-        above: Any = _build_decoder(whole) if decoder else None
+        above: Any = build_decoder(whole) if decoder else None
         if decoder:
             above.seg_layers.requires_grad_(False)
             # Decoder stages are counted from the deepest.
@@ -63,7 +65,7 @@ class Backbone(nn.Module):
             above.stages[idle:].requires_grad_(False)
             above.transpconvs[idle:].requires_grad_(False)
         else:
-            whole.stages[max(self.levels) + 1 :].requires_grad_(False)
+            whole.stages[self.deepest + 1 :].requires_grad_(False)
         self.encoder, self.decoder = whole, above
 
     def forward(self, images: Tensor) -> Tensor:
@@ -72,10 +74,9 @@ class Backbone(nn.Module):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """All chosen maps of the images, in the order of ``levels``."""
-        deepest = len(self.encoder.stages) - 1 if self.decoder is not None else max(self.levels)
         features = self._run(self.encoder.stem, images)
         found = []
-        for stage in self.encoder.stages[: deepest + 1]:
+        for stage in self.encoder.stages[: self.deepest + 1]:
             features = self._run(stage, features)
             found.append(features)
         if self.decoder is not None:
@@ -125,7 +126,8 @@ def chosen_levels(
     return levels
 
 
-def _build_decoder(encoder: Any) -> Any:
+def build_decoder(encoder: Any) -> Any:
+    """The decoder of ``ResidualEncoderUNet`` above an encoder, with fresh weights and one output channel."""
     from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
     from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 

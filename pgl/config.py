@@ -8,7 +8,7 @@ paper's experiments; *our choice* is neither. Triples are in the order of the te
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,10 @@ class IntensitySettings:
     std_hu: float = 324.70
 
 
+# Models Genesis: HU clipped to [−1000, 1000] and scaled to [0, 1].
+GENESIS_INTENSITY = IntensitySettings((-1000.0, 1000.0), -1000.0, 2000.0)
+
+
 @dataclass
 class AugmentSettings:
     """Intensity augmentation of each view, on normalised values (ranges and chances second-hand).
@@ -90,9 +94,11 @@ class AugmentSettings:
 
 @dataclass
 class MethodSettings:
-    """The heads, the alignment and the target network.
+    """The method, its heads, the alignment and the target network.
 
     Args:
+        name: ``pgl``, or a baseline on the same views and encoder: ``byol`` compares whole views and has no
+            use for the alignment, ``genesis`` (Models Genesis) restores distorted views and has no heads.
         feature_level: the encoder's stage whose features are aligned, −1 for the deepest (our choice).
         aligned_size: voxels of the aligned feature block (our choice).
         sampling_ratio: RoIAlign samples a bin and axis, −1 for as many as the bin has voxels (our choice).
@@ -118,6 +124,7 @@ class MethodSettings:
         flip_prior: the aligner knows their mirrors and undoes them (paper; off only in ablations).
     """
 
+    name: Literal["pgl", "byol", "genesis"] = "pgl"
     feature_level: int = -1
     aligned_size: Triple = (4, 6, 6)
     sampling_ratio: int = -1
@@ -279,6 +286,7 @@ def check(config: PretrainConfig) -> None:
         )
     if config.intensity.std_hu <= 0:
         raise ValueError(f"intensity.std_hu must be positive, got {config.intensity.std_hu}")
+    _method_and_options(config)
     for name in ("noise", "blur", "brightness", "gamma"):
         _in_range(f"augment.{name}_probability", getattr(config.augment, f"{name}_probability"), 0, 1)
     for name in ("noise_variance", "blur_sigma", "brightness_factor", "gamma_exponent"):
@@ -317,6 +325,13 @@ def check(config: PretrainConfig) -> None:
     if config.validation.pairs < 1 or config.validation.every < 1:
         raise ValueError(f"validation.pairs and validation.every must be at least 1, got {config.validation}")
     _in_range("validation.fraction", config.validation.fraction, 0, 0.9)
+
+
+def settled(config: PretrainConfig) -> PretrainConfig:
+    """The settings with what the method itself fixes: Models Genesis takes its own intensities."""
+    if config.method.name == "genesis" and config.intensity == IntensitySettings():
+        return replace(config, intensity=GENESIS_INTENSITY)
+    return config
 
 
 def to_plain(config: PretrainConfig) -> dict[str, Any]:
@@ -380,6 +395,26 @@ def _patch_and_context(config: PretrainConfig) -> None:
                 f"views.context_size is {views.context_size[axis]} on axis {name}, smaller than the largest "
                 f"crop {patch} × {views.crop_scale[1]} = {largest:.1f}: enlarge it to hold both crops"
             )
+
+
+def _method_and_options(config: PretrainConfig) -> None:
+    method, default = config.method, MethodSettings()
+    if method.name not in ("pgl", "byol", "genesis"):
+        raise ValueError(f"method.name must be pgl, byol or genesis, got {method.name!r}")
+    for name in ("more_levels", "features"):
+        if method.name != "pgl" and getattr(method, name) != getattr(default, name):
+            raise ValueError(
+                f"method.{name} is an option of method.name pgl, got {getattr(method, name)} with "
+                f"{method.name}: leave it out"
+            )
+    intensity = settled(config).intensity
+    low, high = intensity.clip_hu
+    if method.name == "genesis" and (intensity.mean_hu, intensity.std_hu) != (low, high - low):
+        raise ValueError(
+            "method.name genesis takes inputs in [0, 1], got intensity.clip_hu "
+            f"{intensity.clip_hu}, mean_hu {intensity.mean_hu}, std_hu {intensity.std_hu}: leave intensity "
+            f"out, or give mean_hu {low:g} and std_hu {high - low:g}"
+        )
 
 
 def _seed_and_devices(config: PretrainConfig) -> None:

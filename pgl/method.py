@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pgl.backbone import Backbone
 from pgl.config import MethodSettings
+from pgl.method_base import Method
 from pgl.networks import EncoderSettings
-from pgl.views import ViewPairs, align, assumed, numbered, scale_of
+from pgl.views import ViewPairs, assumed, numbered, scale_of
 from pgl_ops import aligned_cosine_loss3d
-
-_Tensors = list[Tensor]
 
 # GroupNorm's usual number of groups (Wu & He 2018), or the largest one that divides the channels.
 _GROUPS = 32
@@ -70,7 +68,7 @@ class Predictor(VoxelHead):
     """Guesses the target's aligned projection from the online one; only the online path has it."""
 
 
-class PGL(nn.Module):
+class PGL(Method):
     """The online network, the target network and the loss between them.
 
     With ``more_levels`` each further stage has a projector and a predictor of its own, the ``side_`` ones,
@@ -82,18 +80,13 @@ class PGL(nn.Module):
         recompute: save memory in the backward pass, see :class:`pgl.backbone.Backbone`.
     """
 
+    averaged = ("backbone", "projector", "side_projectors")
+
     def __init__(self, encoder: EncoderSettings, settings: MethodSettings, recompute: bool = False) -> None:
-        super().__init__()
-        self.aligned_size = settings.aligned_size
-        self.sampling_ratio = settings.sampling_ratio
+        decoder = settings.features == "decoder"
+        backbone = Backbone(encoder, settings.feature_level, settings.more_levels, decoder, recompute)
+        super().__init__(backbone, settings)
         self.crop_prior, self.flip_prior = settings.crop_prior, settings.flip_prior
-        self.backbone = Backbone(
-            encoder,
-            settings.feature_level,
-            settings.more_levels,
-            settings.features == "decoder",
-            recompute,
-        )
         projectors, predictors = zip(
             *(self._heads(channels, settings) for channels in self.backbone.channels_of), strict=True
         )
@@ -103,7 +96,6 @@ class PGL(nn.Module):
         self.target_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.target_side_projectors = copy.deepcopy(self.side_projectors).requires_grad_(False)
-        self._averaged: tuple[_Tensors, _Tensors, _Tensors, _Tensors] | None = None
 
     @staticmethod
     def _heads(channels: int, settings: MethodSettings) -> tuple[LocalProjector, Predictor]:
@@ -113,11 +105,11 @@ class PGL(nn.Module):
         )
         return projector, Predictor(width, settings.predictor_hidden, width, settings.head_norm)
 
-    def forward(self, views: Tensor, pairs: ViewPairs) -> Tensor:
+    def forward(self, inputs: Tensor, pairs: ViewPairs) -> Tensor:
         """The loss of a batch, both ways round: each view's prediction against the other view's target.
 
         Args:
-            views: Tensor[2B, 1, *patch], first views then second ones, augmented.
+            inputs: Tensor[2B, 1, *patch], first views then second ones, augmented.
             pairs: where they were cut.
 
         Returns:
@@ -125,9 +117,9 @@ class PGL(nn.Module):
             ‖p̂ − ẑ‖².
         """
         regions, flips = assumed(pairs, self.crop_prior, self.flip_prior)
-        features = self.backbone.maps(views)
+        features = self.backbone.maps(inputs)
         with torch.no_grad():
-            target_features = self.target_backbone.maps(views)
+            target_features = self.target_backbone.maps(inputs)
         projectors, predictors = self._of_all_levels("projector"), self._of_all_levels("predictor")
         target_projectors = self._of_all_levels("target_projector")
         losses = []
@@ -140,7 +132,7 @@ class PGL(nn.Module):
                 aligned_cosine_loss3d(
                     prediction=prediction,
                     features=target,
-                    boxes=_other_view(numbered(regions, len(views))),
+                    boxes=_other_view(numbered(regions, len(inputs))),
                     spatial_scale=scale_of(stride),
                     sampling_ratio=self.sampling_ratio,
                     flips=_other_view(flips),
@@ -148,17 +140,24 @@ class PGL(nn.Module):
             )
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
-    def align(
-        self,
-        features: Tensor,
-        regions: Tensor,
-        flips: Tensor,
-        stride: tuple[int, int, int] | None = None,
-    ) -> Tensor:
-        """``regions`` (Tensor[2B·R, 6], voxels of the views) of the feature maps (of ``stride``, by default
-        that of the first stage), oriented as the volume is."""
-        stride = stride or self.backbone.stride
-        return align(features, regions, flips, stride, self.aligned_size, self.sampling_ratio)
+    def project(self, features: Tensor) -> Tensor:
+        """The local projection of the first stage's map."""
+        return self.projector(features)  # type: ignore[no-any-return]
+
+    def parts(self) -> dict[str, dict[str, nn.Module]]:
+        """The networks and heads that are in use."""
+        found: dict[str, dict[str, nn.Module]] = {}
+        for side, prefix in (("online", ""), ("target", "target_")):
+            backbone = getattr(self, f"{prefix}backbone")
+            found[side] = {"encoder": backbone.encoder, "projector": getattr(self, f"{prefix}projector")}
+            if not prefix:
+                found[side]["predictor"] = self.predictor
+            if backbone.decoder is not None:
+                found[side]["decoder"] = backbone.decoder
+            for name in ("side_projectors", "side_predictors")[: 1 if prefix else 2]:
+                if len(getattr(self, prefix + name)):
+                    found[side][name] = getattr(self, prefix + name)
+        return found
 
     def compile_networks(self) -> None:
         """Have torch.compile translate both networks and all heads, each at its first call."""
@@ -172,38 +171,6 @@ class PGL(nn.Module):
     def _of_all_levels(self, name: str) -> list[nn.Module]:
         side = f"target_side_{name[7:]}s" if name.startswith("target_") else f"side_{name}s"
         return [getattr(self, name), *getattr(self, side)]
-
-    @torch.no_grad()
-    def update_target(self, decay: float) -> None:
-        """target ← decay·target + (1 − decay)·online, for weights and running statistics alike."""
-        if self._averaged is None:
-            self._averaged = self._pairs_to_average()
-        slow, fast, counters, counted = self._averaged
-        torch._foreach_lerp_(slow, fast, 1 - decay)
-        for old, new in zip(counters, counted, strict=True):
-            old.copy_(new)
-
-    def _pairs_to_average(self) -> tuple[_Tensors, _Tensors, _Tensors, _Tensors]:
-        slow: _Tensors = []
-        fast: _Tensors = []
-        counters: _Tensors = []
-        counted: _Tensors = []
-        for name in ("backbone", "projector", "side_projectors"):
-            target, online = getattr(self, f"target_{name}"), getattr(self, name)
-            for old, new in zip(
-                [*target.parameters(), *target.buffers()],
-                [*online.parameters(), *online.buffers()],
-                strict=True,
-            ):
-                into, of = (slow, fast) if old.is_floating_point() else (counters, counted)
-                into.append(old)
-                of.append(new)
-        return slow, fast, counters, counted
-
-    def _apply(self, *arguments: Any, **options: Any) -> PGL:
-        # A move to another device or layout makes new buffers.
-        self._averaged = None
-        return super()._apply(*arguments, **options)
 
 
 def ema_decay(step: int, steps: int, start: float, end: float) -> float:

@@ -43,12 +43,12 @@ from pgl.checkpoint import (
     remove_partial,
     save_checkpoint,
 )
-from pgl.config import PretrainConfig, check, to_plain
+from pgl.config import PretrainConfig, check, settled, to_plain
 from pgl.contexts import Batch, ContextDataset, GlobalBatches, make_loader, split_cases
 from pgl.device_feed import on_device
 from pgl.integrity import DamagedCase
-from pgl.method import PGL
-from pgl.networks import count_parameters, seeded_module
+from pgl.methods import build_method
+from pgl.networks import count_parameters
 from pgl.record import RunRecord, write_environment, write_settings
 from pgl.state import refuse_what_is_not_finite, restore, state_of, state_to_resume
 from pgl.step import TrainingStep, devices_of, precision_of
@@ -82,6 +82,7 @@ def pretrain(config: PretrainConfig) -> Path:
         KeyboardInterrupt: stopped by a signal, after the state was saved.
     """
     check(config)
+    config = settled(config)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     cache = VolumeCache(config.data)
@@ -110,9 +111,7 @@ class _Run:
         self.metrics: dict[str, float] = saved["metrics"] if saved else {}
         self.best: dict[str, float] = saved["best"] if saved else {}
 
-        recompute = config.train.recompute
-        method = seeded_module(config.seed, lambda: PGL(config.encoder, config.method, recompute))
-        self.do_step = TrainingStep(config, method, fabric)
+        self.do_step = TrainingStep(config, build_method(config), fabric)
         self.method, self.optimizer = self.do_step.method, self.do_step.optimizer
         if saved:
             # After the set-up, so that the optimiser's state lands on the device of the parameters.
@@ -272,7 +271,7 @@ class _Run:
         )
         threshold = self.config.validation.collapse_threshold
         for name in ("feature_spread", "projected_spread"):
-            if not now[name] >= threshold:
+            if name in now and not now[name] >= threshold:
                 self.record.say(
                     f"WARNING, COLLAPSE: {name} is {now[name]:.4f}, below {threshold}: the features are "
                     "nearly the same everywhere. Lower optimizer.learning_rate, raise method.ema_start, or "
@@ -330,9 +329,11 @@ class _Run:
             for level, stride in zip(backbone.levels, backbone.strides, strict=True)
         )
         say(
-            f"{of} {count_parameters(backbone):,} trained parameters, features of {places}, "
-            f"whole method {count_parameters(method):,}"
+            f"method {config.method.name}: {of} {count_parameters(backbone):,} trained parameters, "
+            f"features of {places}, whole method {count_parameters(method):,}"
         )
-        deepest = max(backbone.levels)
-        if of == "encoder" and deepest < stages - 1:
-            say(f"stages {deepest + 1} to {stages - 1} lie beyond method.feature_level and stay untrained")
+        if backbone.deepest < stages - 1:
+            say(
+                f"stages {backbone.deepest + 1} to {stages - 1} lie beyond method.feature_level and stay "
+                "untrained"
+            )

@@ -8,6 +8,13 @@ from typing import Any
 
 from pgl.run_facts import RunFacts, number
 
+# What the loss of each method is.
+LOSSES = {
+    "pgl": "2 − 2·cos between prediction and target of aligned voxels; it starts near 2",
+    "byol": "2 − 2·cos between prediction and target of whole views, both directions added; it starts near 4",
+    "genesis": "mean squared difference between restored and clean voxels, which lie in [0, 1]",
+}
+
 
 def names_of(runs: Sequence[RunFacts]) -> list[str]:
     """What to call each run: its folder's name, with as many parents as it takes to tell them apart."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 import pgl
@@ -14,8 +13,8 @@ from pgl.cache import VolumeCache
 from pgl.checkpoint import BEST, LAST, checkpoint_path, load_checkpoint
 from pgl.config import PretrainConfig, from_plain, to_plain
 from pgl.contexts import split_cases
-from pgl.method import PGL
-from pgl.networks import describe
+from pgl.method_base import Method
+from pgl.networks import describe, stride_at
 from pgl.run_folder import METRICS, cases_of, refuse_what_is_no_run, steps_measured
 
 # Settings that a resumed run may change: they move the work elsewhere without changing what is computed.
@@ -27,29 +26,31 @@ _FREE_SETTINGS = {
 }  # fmt: skip
 
 
-def state_of(method: PGL, optimizer: Optimizer | None, config: PretrainConfig) -> dict[str, Any]:
+def state_of(method: Method, optimizer: Optimizer | None, config: PretrainConfig) -> dict[str, Any]:
     """The parts of a checkpoint that the networks, the optimiser (if given) and the settings make up."""
     return {
         "pgl_ops_version": pgl.__version__,
         "config": to_plain(config),
         "network": describe(config.encoder),
-        "feature_level": method.backbone.level,
-        "feature_stride": list(method.backbone.stride),
-        "online": _states(method, ""),
-        "target": _states(method, "target_"),
+        "feature_level": method.backbone.deepest,
+        "feature_stride": list(stride_at(config.encoder, method.backbone.deepest)),
+        **{
+            side: {name: part.state_dict() for name, part in parts.items()}
+            for side, parts in method.parts().items()
+        },
         "optimizer": None if optimizer is None else _plain_state(optimizer),
     }
 
 
-def restore(method: PGL, optimizer: Optimizer, saved: dict[str, Any]) -> None:
+def restore(method: Method, optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Put the networks and the optimiser into the state of a checkpoint."""
-    for side, prefix in (("online", ""), ("target", "target_")):
-        for name, module in _modules(method, prefix).items():
+    for side, parts in method.parts().items():
+        for name, module in parts.items():
             module.load_state_dict(saved[side][name])
     optimizer.load_state_dict(saved["optimizer"])
 
 
-def refuse_what_is_not_finite(method: PGL, step: int) -> None:
+def refuse_what_is_not_finite(method: Method, step: int) -> None:
     """Stop before weights that a bad gradient has spoilt take the place of a good checkpoint.
 
     Raises:
@@ -62,24 +63,6 @@ def refuse_what_is_not_finite(method: PGL, step: int) -> None:
             "optimizer.learning_rate, or use train.precision=32-true; the checkpoints hold the last good "
             "state"
         )
-
-
-def _states(method: PGL, prefix: str) -> dict[str, Any]:
-    return {name: module.state_dict() for name, module in _modules(method, prefix).items()}
-
-
-def _modules(method: PGL, prefix: str) -> dict[str, nn.Module]:
-    """The parts of the online (``""``) or the target (``"target_"``) network, named as in a checkpoint."""
-    backbone = getattr(method, f"{prefix}backbone")
-    modules = {"encoder": backbone.encoder, "projector": getattr(method, f"{prefix}projector")}
-    if not prefix:
-        modules["predictor"] = method.predictor
-    if backbone.decoder is not None:
-        modules["decoder"] = backbone.decoder
-    for name in ("side_projectors", "side_predictors")[: 1 if prefix else 2]:
-        if len(getattr(method, prefix + name)):
-            modules[name] = getattr(method, prefix + name)
-    return modules
 
 
 def state_to_resume(config: PretrainConfig, cache: VolumeCache) -> dict[str, Any] | None:

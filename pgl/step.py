@@ -15,9 +15,9 @@ from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from pgl.batch_norm import over_all_processes
 from pgl.config import PretrainConfig, TrainSettings
 from pgl.contexts import Batch
-from pgl.method import PGL, ema_decay
+from pgl.method import ema_decay
+from pgl.method_base import Method
 from pgl.optimizers import build_optimizer, learning_rate_at
-from pgl.validation import prepare_views
 
 
 def precision_of(train: TrainSettings) -> str:
@@ -49,10 +49,10 @@ class TrainingStep:
         optimizer: the optimiser, as it is saved.
     """
 
-    def __init__(self, config: PretrainConfig, method: PGL, fabric: Fabric) -> None:
+    def __init__(self, config: PretrainConfig, method: Method, fabric: Fabric) -> None:
         train = config.train
         self.config, self.fabric = config, fabric
-        self.method: PGL = over_all_processes(method, fabric.world_size, fabric.device)
+        self.method: Method = over_all_processes(method, fabric.world_size, fabric.device)
         self.layout = torch.channels_last_3d if train.channels_last else torch.preserve_format
         if train.channels_last:
             self.method.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -83,8 +83,8 @@ class TrainingStep:
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def views(self, batch: Batch) -> torch.Tensor:
-        """The network's input for a batch, Tensor[2B, 1, *patch]."""
-        return prepare_views(batch, self.config).contiguous(memory_format=self.layout)
+        """The method's input for a batch, Tensor[2B, channels, *patch]."""
+        return self.method.inputs(batch, self.config).contiguous(memory_format=self.layout)
 
     def decay(self, step: int) -> float:
         """The target's decay after step ``step`` (0-based)."""

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from pgl.augment import augment, normalise
 from pgl.cache import VolumeCache
 from pgl.config import PretrainConfig
-from pgl.contexts import VALIDATION, Batch, ContextDataset, collate
-from pgl.method import PGL
+from pgl.contexts import VALIDATION, ContextDataset, collate
+from pgl.method_base import Method
 from pgl.metrics import chance, effective_rank, feature_spread, matching_accuracy
-from pgl.views import cut, shared_region
+from pgl.views import shared_region
 
 # Pairs that go through the network at once; it changes memory and nothing else.
 _CHUNK = 8
-
-
-def prepare_views(batch: Batch, config: PretrainConfig) -> torch.Tensor:
-    """The network's input for a batch: both views cut, normalised and augmented, Tensor[2B, 1, *patch]."""
-    return augment(normalise(cut(batch.contexts, batch.pairs), config.intensity), batch.augmentation)
 
 
 class Validation:
@@ -48,12 +42,13 @@ class Validation:
         self.batches = [collate([data[i] for i in numbers[n : n + _CHUNK]]) for n in numbers[::_CHUNK]]
 
     @torch.no_grad()
-    def measure(self, method: PGL) -> dict[str, float]:
+    def measure(self, method: Method) -> dict[str, float]:
         """Matching accuracy, spread and loss of the network as it is.
 
         ``matching_accuracy``, ``feature_spread`` and ``feature_rank`` are of the encoder's aligned
-        features, which is what is exported; the ``projected_`` ones of the online projector's output, which
-        is what the loss sees.
+        features, which is what is exported; the ``projected_`` ones of what the loss sees: the online
+        projector's output. They are missing where a method has no projector, and the accuracy where it
+        projects whole views.
 
         Returns:
             The numbers of a validation line in metrics.jsonl, without "kind" and "step".
@@ -67,14 +62,18 @@ class Validation:
         features, projected, matched, projected_matched, losses = [], [], [], [], []
         for part in self.batches:
             batch = part.to(device)
-            views = prepare_views(batch, self.config)
+            views = method.views(batch, self.config)
             regions, flips = batch.pairs.placed(shared_region(batch.pairs.boxes)), batch.pairs.flat_flips()
             of_level = method.backbone(views)
             features.append(method.align(of_level, regions, flips).float())
-            projected.append(method.align(method.projector(of_level), regions, flips).float())
             matched.append(matching_accuracy(*features[-1].chunk(2)))
-            projected_matched.append(matching_accuracy(*projected[-1].chunk(2)))
-            losses.append(method(views, batch.pairs).float() * len(batch))
+            projection = method.project(of_level)
+            if projection is not None and projection.shape[2:] == of_level.shape[2:]:
+                projection = method.align(projection, regions, flips)
+                projected_matched.append(matching_accuracy(*projection.float().chunk(2)))
+            if projection is not None:
+                projected.append(projection.float())
+            losses.append(method(method.inputs(batch, self.config), batch.pairs).float() * len(batch))
         method.train(was_training)
         if not torch.cat(features).isfinite().all():
             raise FloatingPointError(
@@ -82,12 +81,14 @@ class Validation:
                 "optimizer.learning_rate, or use train.precision=32-true; the checkpoints hold the last good "
                 "state"
             )
-        return {
+        numbers = {
             "matching_accuracy": float(torch.cat(matched).mean()),
             "chance": chance(method.aligned_size),
             "feature_spread": feature_spread(torch.cat(features)),
             "feature_rank": effective_rank(torch.cat(features)),
-            "projected_matching_accuracy": float(torch.cat(projected_matched).mean()),
-            "projected_spread": feature_spread(torch.cat(projected)),
-            "loss": float(torch.stack(losses).sum()) / self.config.validation.pairs,
         }
+        if projected_matched:
+            numbers["projected_matching_accuracy"] = float(torch.cat(projected_matched).mean())
+        if projected:
+            numbers["projected_spread"] = feature_spread(torch.cat(projected))
+        return {**numbers, "loss": float(torch.stack(losses).sum()) / self.config.validation.pairs}

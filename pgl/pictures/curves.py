@@ -23,8 +23,17 @@ _ENCODER: dict[str, Any] = {
 _VALIDATION: dict[str, Any] = {**_ENCODER, "color": "#CC79A7", "linewidth": 1.2, "label": "validation"}
 _PROJECTED: dict[str, Any] = {"color": SECOND, "linewidth": 1.2, "label": "after the projector"}
 
+# What the loss of each method is, and in which unit.
+_LOSSES = {
+    "pgl": ("distance to the target's features", "2 − 2·cos"),
+    "byol": ("distance to the other view's target", "2 − 2·cos, two ways"),
+    "genesis": ("distance to the clean views", "mean square"),
+}
 
-def draw_curves(metrics: dict[str, list[dict[str, Any]]], collapse_threshold: float, path: Path) -> None:
+
+def draw_curves(
+    metrics: dict[str, list[dict[str, Any]]], collapse_threshold: float, path: Path, method: str = "pgl"
+) -> None:
     """Draw ``curves.png`` from :func:`pgl.run_facts.read_metrics`.
 
     Raises:
@@ -45,7 +54,7 @@ def draw_curves(metrics: dict[str, list[dict[str, Any]]], collapse_threshold: fl
             "A falling loss alone proves nothing: it also falls when all features collapse into one.",
         )
         axes = [sheet.axes(left, 1.35, 2.95, 2.35) for left in (0.70, 4.30, 7.90)]
-        _loss(axes[0], train, validation)
+        _loss(axes[0], train, validation, *_LOSSES[method])
         _accuracy(axes[1], validation)
         _spread(axes[2], validation, collapse_threshold)
         last = max(1, *(entry["step"] for entry in [*train, *validation]))
@@ -57,8 +66,10 @@ def draw_curves(metrics: dict[str, list[dict[str, Any]]], collapse_threshold: fl
         sheet.save(path)
 
 
-def _loss(ax: Axes, train: list[dict[str, Any]], validation: list[dict[str, Any]]) -> None:
-    ax.set_title("Loss: distance to the target's features", **_TITLE)
+def _loss(
+    ax: Axes, train: list[dict[str, Any]], validation: list[dict[str, Any]], title: str, unit: str
+) -> None:
+    ax.set_title(f"Loss: {title}", **_TITLE)
     steps, values = _series(train, "loss")
     ax.plot(steps, values, color=FIRST, linewidth=0.8, alpha=0.45, label="training, as measured")
     ax.plot(steps, _smooth(values), color="#0072B2", linewidth=2, label="training, smoothed")
@@ -69,7 +80,7 @@ def _loss(ax: Axes, train: list[dict[str, Any]], validation: list[dict[str, Any]
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else (1, 1.5, 2, 3, 4, 5, 6, 8)))
     ax.yaxis.set_major_formatter(ScalarFormatter())
     ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_ylabel("2 − 2·cos, log scale")
+    ax.set_ylabel(f"{unit}, log scale")
     ax.legend(**_LEGEND, loc="upper right")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pgl.run_facts import RunFacts, number
+from pgl.run_words import LOSSES
 
 # Points of a curve; a page is at most about 1,000 pixels wide. Longer curves are averaged in runs of lines.
 MOST_POINTS = 1200
@@ -29,8 +30,8 @@ def charts_of_run(run: RunFacts) -> list[Chart]:
     charts = [
         _chart(
             "Loss",
-            "2 − 2·cos between prediction and target, on a log scale. It falls from about 2; alone it proves "
-            "nothing, since it also falls when all features become one.",
+            LOSSES[str(run.settings["method.name"])] + ", on a log scale. Alone it proves nothing: "
+            "it also falls when all features become one.",
             [
                 _curve("training", losses, 0, faint=True),
                 _curve("training, smoothed", smoothed(losses), 0),
