@@ -137,6 +137,12 @@ constexpr int64_t stage_elements(int64_t row) {
   constexpr int64_t least = 9216 / sizeof(A), most = 131072 / sizeof(A);
   return 10 * row < least ? least : (10 * row > most ? most : 10 * row);
 }
+// The same for contiguous volumes that no cache of a core holds: their planes are read as a whole, since
+// memory is fast only along long pieces.
+constexpr int64_t kCoreBytes = 1 << 19;
+template <typename A>
+constexpr int64_t streamed_elements = 49152 / sizeof(A);
+
 // The most elements between two rows that are read along with them.
 constexpr int64_t kMostGap = 2 * kLanes;
 // What vector loads and stores reach beyond a row, in elements.

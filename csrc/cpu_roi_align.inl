@@ -218,6 +218,13 @@ struct Target {
   int64_t channel, row, voxel;
 };
 
+// Whether a RoI's source comes from memory; integers are slow to convert, not to read.
+template <typename T>
+inline bool is_streamed(const Source<T>& source, const RoiTaps<Accumulate<T>>& roi) {
+  const double bytes = static_cast<double>(source.stride[0]) * roi.axes[0].slots * sizeof(T);
+  return source.channels == 1 && sizeof(T) == sizeof(Accumulate<T>) && bytes > kCoreBytes;
+}
+
 // Output rows from `from` on that are aligned together.
 template <typename T>
 inline int64_t tile_end(const Source<T>& source, const RoiTaps<Accumulate<T>>& roi, int64_t from,
@@ -225,7 +232,10 @@ inline int64_t tile_end(const Source<T>& source, const RoiTaps<Accumulate<T>>& r
   const auto &axis_h = roi.axes[1], &axis_w = roi.axes[2];
   const int64_t length = axis_w.slots * source.channels + kMostGap;
   const int64_t pitch = plane_pitch(source, axis_w, kMostGap);
-  const int64_t most = stage_elements<Accumulate<T>>(pitch), end = smaller(axis_h.count, from + most_rows);
+  const int64_t most = is_streamed(source, roi)
+                           ? larger(streamed_elements<Accumulate<T>>, stage_elements<Accumulate<T>>(pitch))
+                           : stage_elements<Accumulate<T>>(pitch);
+  const int64_t end = smaller(axis_h.count, from + most_rows);
   if (axis_h.slots * pitch <= most && (end - from) * length <= most) return end;
   int64_t to = from + 1;
   while (to < end && (to + 1 - from) * length <= most) {
@@ -340,7 +350,8 @@ void forward(const RoiForward<T>& args, int64_t k, Range channels, Range planes,
     const int64_t step = channels_last ? n_channels : smaller(n_channels, kMostInFlight);
     for (int64_t c = 0; c < n_channels; c += step) {
       for (int64_t d = planes.begin; d < planes.end; ++d) {
-        if (!channels_last && n_channels == 1) prefetch_next(source, roi, d, {h, end});
+        if (!channels_last && n_channels == 1 && !is_streamed(source, roi))
+          prefetch_next(source, roi, d, {h, end});
         align(d, c, channels_last ? 1 : smaller(step, n_channels - c));
       }
     }

@@ -188,8 +188,8 @@ class TableBuilder {
     return least > 0 && most <= kMostEven && few_more ? most : 0;
   }
 
-  // Whether most taps that the windows are searched for are there: a few bins of very many taps read each window
-  // for only some of them.
+  // Whether most taps that the windows are searched for are there: a few bins of very many taps read each
+  // window for only some of them.
   static bool worth_windows(const AxisTaps<A>& taps, int32_t from, int32_t to) {
     int64_t low = std::numeric_limits<int32_t>::max(), high = 0, width = 0;
     for (int32_t t = from; t < to; ++t) {
@@ -295,7 +295,8 @@ struct Scratch {
 
   // Forward: tiles are cut so that each stage fits, if it is more than one row.
   static Scratch forward(const TapTables<A>& tables, int64_t channels, int64_t rest) {
-    const int64_t pitch = tables.widest_source() * channels + kMostGap, most = stage_elements<A>(pitch);
+    const int64_t pitch = tables.widest_source() * channels + kMostGap;
+    const int64_t most = std::max(stage_elements<A>(pitch), streamed_elements<A>);
     return of(std::max(most, tables.most_rows_of_one() * pitch), std::max(most, pitch), rest);
   }
 
