@@ -5,6 +5,8 @@
 // tables need is known without looking at the boxes, so nothing is read back to the host.
 #pragma once
 
+#include <limits>
+
 #include "cuda_launch.h"
 #include "roi_align3d.h"
 
@@ -17,6 +19,7 @@ struct DeviceAxisTaps {
   int32_t* source;    // [K, capacity]
   A* weight;          // [K, capacity]
   int32_t* interval;  // [K, 2]: destinations outside [lo, hi) have no entries
+  int32_t* reach;     // [K, 2]: no entry's source lies outside [lo, hi)
   int32_t destinations;
   int64_t capacity;
 };
@@ -93,26 +96,47 @@ __device__ inline int32_t find_source(const int32_t* source, int32_t begin, int3
   return -1;
 }
 
-// The destinations that have entries: the smallest interval around them.
-__device__ inline void find_interval(const int32_t* offset, int32_t destinations, int32_t* interval) {
+// Writes the smallest interval around what `note(i, &low, &high)` takes note of for all i < n.
+template <typename Note>
+__device__ inline void find_extremes(int32_t n, Note note, int32_t* interval) {
   __shared__ int32_t lows[kBlockThreads], highs[kBlockThreads];
-  int32_t low = destinations, high = 0;
-  for (int32_t t = threadIdx.x; t < destinations; t += blockDim.x) {
-    if (offset[t + 1] > offset[t]) {
-      low = min(low, t);
-      high = max(high, t + 1);
-    }
-  }
+  int32_t low = std::numeric_limits<int32_t>::max(), high = 0;
+  for (int32_t i = threadIdx.x; i < n; i += blockDim.x) note(i, &low, &high);
   lows[threadIdx.x] = low;
   highs[threadIdx.x] = high;
   __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int i = 1; i < static_cast<int>(blockDim.x); ++i) {
-    low = min(low, lows[i]);
-    high = max(high, highs[i]);
+  if (threadIdx.x == 0) {
+    for (int i = 1; i < static_cast<int>(blockDim.x); ++i) {
+      low = min(low, lows[i]);
+      high = max(high, highs[i]);
+    }
+    interval[0] = min(low, high);
+    interval[1] = high;
   }
-  interval[0] = low;
-  interval[1] = high;
+  __syncthreads();
+}
+
+// The destinations that have entries, and the sources that they reach.
+template <typename A>
+__device__ inline void find_intervals(const DeviceAxisTaps<A>& taps, int64_t k) {
+  const int32_t* offset = taps.offset + k * (taps.destinations + 1ll);
+  const int32_t* source = taps.source + k * taps.capacity;
+  __syncthreads();  // the table was written by other threads
+  find_extremes(
+      taps.destinations,
+      [&](int32_t t, int32_t* low, int32_t* high) {
+        if (offset[t + 1] == offset[t]) return;
+        *low = min(*low, t);
+        *high = max(*high, t + 1);
+      },
+      taps.interval + 2 * k);
+  find_extremes(
+      offset[taps.destinations],
+      [&](int32_t i, int32_t* low, int32_t* high) {
+        *low = min(*low, source[i]);
+        *high = max(*high, source[i] + 1);
+      },
+      taps.reach + 2 * k);
 }
 
 // Grid (K, 3). `forward` is filled first; with `transposed`, its transpose then.
@@ -131,8 +155,8 @@ __global__ void __launch_bounds__(kBlockThreads)
   const DeviceTaps<A>& result = transpose ? transposed : forward;
   if (threadIdx.x == 0 && a == 0) result.sample[k] = valid ? static_cast<int64_t>(index) : -1;
   if (!valid) {
-    int32_t* interval = result.axes[a].interval + 2 * k;
-    if (threadIdx.x == 0) interval[0] = interval[1] = 0;
+    int32_t *interval = result.axes[a].interval + 2 * k, *reach = result.axes[a].reach + 2 * k;
+    if (threadIdx.x == 0) interval[0] = interval[1] = reach[0] = reach[1] = 0;
     return;
   }
   const AxisSampling sampling =
@@ -160,7 +184,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     });
   }
   if constexpr (!transpose) {
-    find_interval(offset, axis.bins, taps.interval + 2 * k);
+    find_intervals(taps, k);
   } else {
     __syncthreads();
     const DeviceAxisTaps<A>& turned = transposed.axes[a];
@@ -182,7 +206,7 @@ __global__ void __launch_bounds__(kBlockThreads)
         turned.weight[place++] = weight[found];
       }
     }
-    find_interval(turned_offset, axis.size, turned.interval + 2 * k);
+    find_intervals(turned, k);
   }
 }
 
@@ -211,6 +235,7 @@ class TapsWorkspace {
         taps.source = reinterpret_cast<int32_t*>(take(n * taps.capacity * 4));
         taps.offset = reinterpret_cast<int32_t*>(take(n * (taps.destinations + 1ll) * 4));
         taps.interval = reinterpret_cast<int32_t*>(take(n * 2 * 4));
+        taps.reach = reinterpret_cast<int32_t*>(take(n * 2 * 4));
       }
       bytes = at;
       if (pass == 0) memory_ = empty_flat({std::max<int64_t>(16, bytes)}, ScalarType::Byte, like);
