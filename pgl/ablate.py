@@ -17,20 +17,15 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
-import signal
 import statistics
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pgl.atomic import write_json, write_text
-from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
+from pgl.child_runs import is_pretrained as is_done
+from pgl.child_runs import pretrain_in_child as _pretrain
 from pgl.config import PretrainConfig, to_plain
 from pgl.run_facts import RunFacts, flat, number, read_run
 from pgl.run_folder import CONFIG, METRICS
@@ -111,12 +106,6 @@ def ablate(
                 f"{name} ended with exit code {code}; the same command goes on from there", code
             )
     return write_tables(Path(config.output), runs)
-
-
-def is_done(run: Path, steps: int) -> bool:
-    """Whether a run's last checkpoint is that of its last step."""
-    last = checkpoint_path(run, LAST)
-    return last.is_file() and int(load_checkpoint(last)["step"]) >= steps
 
 
 def write_tables(folder: Path, runs: Sequence[PretrainConfig]) -> list[dict[str, Any]]:
@@ -231,42 +220,3 @@ def _refuse_other_settings(run: PretrainConfig) -> None:
             f"{folder} is a run with other settings: {', '.join(changed)} ({key} was {there.get(key)}, now "
             f"{wanted[key]}); runs of an ablation must be alike: give the same settings, or another --output"
         )
-
-
-def _pretrain(run: PretrainConfig) -> int:
-    import yaml
-
-    folder = Path(run.output)
-    # Beside the run, whose own folder must not exist when it starts.
-    settings = folder.parent / f"{folder.name}.yaml"
-    plain = to_plain(run)
-    del plain["resume"]
-    write_text(settings, yaml.safe_dump(plain, sort_keys=False, default_flow_style=None))
-    words = [sys.executable, "-m", "pgl", "pretrain", "--config", str(settings)]
-    if checkpoint_path(folder, LAST).is_file():
-        words.append("--resume")
-    elif (folder / CONFIG).is_file():
-        # Killed before its first checkpoint: there is nothing to go on from.
-        shutil.rmtree(folder)
-    process = subprocess.Popen(words)
-    with _forwarded(process, signal.SIGTERM, signal.SIGUSR1):
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                # The terminal has told the run as well, which now finishes its step and saves.
-                continue
-
-
-@contextmanager
-def _forwarded(process: subprocess.Popen[bytes], *numbers: signal.Signals) -> Iterator[None]:
-    """Hand signals on to the run, which saves its state and ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pgl
-from pgl import cli_downstream
+from pgl import cli_compare, cli_downstream
 from pgl.cli_text import expand, explain, usage_message, value_of
 from pgl.run_folder import CONFIG, refuse_what_is_no_run
 
@@ -320,6 +320,14 @@ def _finetune(arguments: Namespace) -> int:
     return DONE
 
 
+def _compare(arguments: Namespace) -> int:
+    try:
+        comparison = cli_compare.comparison_of(arguments)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return cli_compare.compare(comparison)
+
+
 COMMANDS = {
     "phantom": Command(
         "make synthetic abdominal CT with labels, to try everything without data",
@@ -396,6 +404,14 @@ COMMANDS = {
         cli_downstream.evaluate_arguments,
         cli_downstream.evaluate,
         "Exits with 1 if something has no partner or cannot be compared.",
+    ),
+    "compare": Command(
+        "pretrain by PGL and the baselines, fine-tune from each and from none, and tabulate Dice",
+        "--data CACHE --output DIR [--pretrain FILE] [--finetune FILE] [--fractions F,F,...] "
+        "[--seeds S,S,...] [options]",
+        cli_compare.compare_arguments,
+        _compare,
+        f"{_TRIPLES} Runs that are done are kept; the same command goes on with the others.",
     ),
 }
 

@@ -166,7 +166,7 @@ def test_a_run_is_resumed_only_from_a_checkpoint_and_starts_anew_without_one(con
         def wait(self) -> int:
             return 0
 
-    monkeypatch.setattr(module.subprocess, "Popen", Finished)
+    monkeypatch.setattr(subprocess, "Popen", Finished)
     run = planned(config, [0])[0]
     folder = Path(run.output)
     folder.mkdir(parents=True)

@@ -1,0 +1,1 @@
+"""``pgl compare``: does pretraining help? Every initialisation, label fraction and seed, from one command."""

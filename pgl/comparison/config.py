@@ -1,0 +1,201 @@
+"""The settings of ``pgl compare``, and the runs that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pgl.config import PretrainConfig, settled
+from pgl.config import check as check_pretraining
+from pgl.downstream.config import RANDOM, FinetuneConfig
+from pgl.downstream.config import check as check_finetuning
+
+INITIALISATIONS = (RANDOM, "genesis", "byol", "pgl")
+Tasks = dict[str, dict[str, list[str | int]]]
+
+
+@dataclass
+class CompareSettings:
+    """What is compared.
+
+    Args:
+        data: a cache with labels that ``pgl prepare`` wrote.
+        output: the folder of the comparison, created; the same command goes on with what is there.
+        unlabelled: a cache to pretrain on; leave out for ``data``. The test cases of ``data`` are left out of
+            it in any case.
+        initialisations: of ``random``, ``genesis``, ``byol``, ``pgl``.
+        fractions: shares of the training patients whose labels are used.
+        seeds: each is the seed of a pretraining by every method and of all fine-tunings from it.
+        pretrain_once: pretrain with the first seed alone, and fine-tune from it with every seed. The spread
+            over seeds is then that of fine-tuning alone.
+        tasks: name → classes, see ``classes`` of ``pgl finetune``; each is fine-tuned by itself. Leave out
+            for one task, with the classes of the fine-tuning settings.
+    """
+
+    data: Path
+    output: Path
+    unlabelled: Path | None = None
+    initialisations: tuple[str, ...] = INITIALISATIONS
+    fractions: tuple[float, ...] = (0.1, 0.25, 1.0)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    pretrain_once: bool = False
+    tasks: Tasks | None = None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """One fine-tuning.
+
+    Args:
+        task: its name, empty if there is one task only.
+        initialisation: ``random`` or a method.
+        fraction, seed: of the labels, of everything.
+        config: its settings; ``weights`` is the file that the pretraining is exported to.
+    """
+
+    task: str
+    initialisation: str
+    fraction: float
+    seed: int
+    config: FinetuneConfig
+
+
+class Comparison:
+    """The runs of a comparison.
+
+    Args:
+        settings: what is compared.
+        pretrain: what the pretrainings share; ``data``, ``output``, ``seed`` and ``method.name`` are set
+            here.
+        finetune: what the fine-tunings share; ``data``, ``output``, ``weights``, ``fraction``, ``seed``,
+            ``encoder`` and ``intensity`` are set here.
+
+    Attributes:
+        pretrainings: (method, seed) → settings.
+        tunings: in the order in which they are run.
+
+    Raises:
+        ValueError: settings that cannot be compared; names the setting.
+    """
+
+    def __init__(self, settings: CompareSettings, pretrain: PretrainConfig, finetune: FinetuneConfig) -> None:
+        self.settings = settings
+        self.folder = Path(settings.output)
+        _check(settings)
+        _check_shared(pretrain, finetune)
+        self._pretrain, self._finetune = pretrain, finetune
+        self.pretrainings = {
+            (method, seed): self._pretraining(method, seed)
+            for seed in settings.seeds[: 1 if settings.pretrain_once else None]
+            for method in settings.initialisations
+            if method != RANDOM
+        }
+        self.tunings = [
+            self._tuning(task, initialisation, fraction, seed)
+            for seed in settings.seeds
+            for task in self.tasks
+            for fraction in settings.fractions
+            for initialisation in settings.initialisations
+        ]
+        for run in self.pretrainings.values():
+            check_pretraining(run)
+        for tuning in self.tunings:
+            check_finetuning(tuning.config)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks; one empty name if there is one only."""
+        return list(self.settings.tasks) if self.settings.tasks else [""]
+
+    @property
+    def pretraining_cache(self) -> Path:
+        """Where the volumes lie that are pretrained on."""
+        return self.folder / "pretraining-cache"
+
+    def source_of(self, tuning: Tuning) -> tuple[str, int] | None:
+        """The pretraining that a fine-tuning starts from, None for random."""
+        if tuning.initialisation == RANDOM:
+            return None
+        return tuning.initialisation, self.settings.seeds[0] if self.settings.pretrain_once else tuning.seed
+
+    def encoder_file(self, method: str, seed: int) -> Path:
+        """Where the encoder of a pretraining is exported to."""
+        return self.folder / "encoders" / f"{method}-seed{seed}.pt"
+
+    def _pretraining(self, method: str, seed: int) -> PretrainConfig:
+        chosen = replace(self._pretrain.method, name=method)  # type: ignore[arg-type]
+        if method != "pgl":
+            # Options of PGL beyond the paper.
+            chosen = replace(chosen, more_levels=[])
+        run = replace(
+            self._pretrain,
+            data=self.pretraining_cache,
+            output=self.folder / "pretrained" / f"{method}-seed{seed}",
+            seed=seed,
+            resume=False,
+            method=chosen,
+        )
+        return settled(run)
+
+    def _tuning(self, task: str, initialisation: str, fraction: float, seed: int) -> Tuning:
+        settings, shared = self.settings, self._finetune
+        pretrain_seed = settings.seeds[0] if settings.pretrain_once else seed
+        name = f"{initialisation}-fraction{fraction:g}-seed{seed}"
+        config = replace(
+            shared,
+            data=settings.data,
+            output=self.folder / "finetuned" / (f"{task}-{name}" if task else name),
+            weights=RANDOM
+            if initialisation == RANDOM
+            else str(self.encoder_file(initialisation, pretrain_seed)),
+            fraction=fraction,
+            seed=seed,
+            resume=False,
+            source=None,
+            classes=settings.tasks[task] if settings.tasks else shared.classes,
+            encoder=self._pretrain.encoder,
+            # A weights file brings its own.
+            intensity=self._pretrain.intensity if initialisation == RANDOM else None,
+        )
+        return Tuning(task, initialisation, fraction, seed, config)
+
+
+def _check(settings: CompareSettings) -> None:
+    unknown = sorted(set(settings.initialisations) - set(INITIALISATIONS))
+    if unknown or not settings.initialisations:
+        raise ValueError(
+            f"initialisations must be of {', '.join(INITIALISATIONS)}, got "
+            f"{', '.join(settings.initialisations) or 'none'}"
+        )
+    for name in ("initialisations", "fractions", "seeds"):
+        values: Sequence[object] = getattr(settings, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} must be different from each other, at least one, got {list(values)}")
+    if min(settings.seeds) < 0:
+        raise ValueError(f"seeds must be at least 0, got {list(settings.seeds)}")
+    for task, classes in (settings.tasks or {}).items():
+        if not task or not all(letter.isalnum() or letter in "._" for letter in task) or task[0] == ".":
+            raise ValueError(f"tasks: a name must be of letters, digits, dots and underscores, got {task!r}")
+        if not classes:
+            raise ValueError(f"tasks: {task} has no classes")
+    if settings.tasks is not None and not settings.tasks:
+        raise ValueError("tasks must name at least one task, or be left out")
+
+
+def _check_shared(pretrain: PretrainConfig, finetune: FinetuneConfig) -> None:
+    if pretrain.method.features == "decoder":
+        raise ValueError(
+            "pretrain.method.features must be encoder, got decoder: only encoders are carried over to "
+            "fine-tuning"
+        )
+    if finetune.encoder is not None and finetune.encoder != pretrain.encoder:
+        raise ValueError(
+            "finetune.encoder differs from pretrain.encoder, but all networks must be alike: leave it out"
+        )
+    if finetune.intensity is not None:
+        raise ValueError("finetune.intensity must be left out: each initialisation brings its own")
+    if finetune.source is not None:
+        raise ValueError(
+            "finetune.source must be left out: prepare the data into a cache and give it as data"
+        )

@@ -1,0 +1,90 @@
+"""Writes the results of a comparison: CSV, JSON, Markdown, plot, and one page that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import time
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+import pgl
+from pgl.atomic import write_json, write_text
+from pgl.comparison.config import Comparison
+from pgl.comparison.plot import draw
+from pgl.comparison.tables import HEADINGS, Done, markdown, notes, rows_of, summarise, table_rows
+from pgl.config import to_plain as plain_pretraining
+from pgl.downstream.config import to_plain as plain_finetuning
+from pgl.run_facts import flat
+from pgl.run_words import shown_value
+
+TABLE, REPORT = "compare", "report.html"
+_SET_BY_COMPARE = {"data", "output", "resume", "seed", "weights", "fraction"}
+
+
+def write_results(comparison: Comparison, done: Done) -> dict[str, Any]:
+    """Write compare.csv, .json, .md and .png and report.html of the fine-tunings that are done.
+
+    Returns:
+        The content of compare.json.
+    """
+    folder = comparison.folder
+    rows, entries = rows_of(done), summarise(comparison, done)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / f"{TABLE}.csv", text.getvalue())
+    content = {
+        "format": "pgl-comparison",
+        "version": 1,
+        "pgl_ops_version": pgl.__version__,
+        "complete": len(done) == len(comparison.tunings),
+        "test_cases": done[0][1]["test"],
+        "runs": rows,
+        "table": entries,
+    }
+    write_json(folder / f"{TABLE}.json", content)
+    write_text(folder / f"{TABLE}.md", markdown(comparison, done, entries))
+    draw(entries, comparison.settings.initialisations, folder / f"{TABLE}.png")
+    write_text(folder / REPORT, _page(comparison, done, entries))
+    return content
+
+
+def _page(comparison: Comparison, done: Done, entries: list[dict[str, Any]]) -> str:
+    settings = comparison.settings
+    plot = base64.b64encode((comparison.folder / f"{TABLE}.png").read_bytes()).decode("ascii")
+    pretrain = next(iter(comparison.pretrainings.values()), None)
+    shown: dict[str, dict[str, Any]] = {"Fine-tuning": plain_finetuning(comparison.tunings[0].config)}
+    if pretrain is not None:
+        plain = plain_pretraining(pretrain)
+        del plain["method"]["name"]
+        del plain["intensity"]
+        shown = {"Pretraining": plain, **shown}
+    template = (resources.files("pgl.comparison") / "page.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(template).render(
+        folder=comparison.folder.resolve().name,
+        complete=len(done) == len(comparison.tunings),
+        done=len(done),
+        planned=len(comparison.tunings),
+        starts=", ".join(settings.initialisations),
+        fractions=", ".join(f"{fraction:g}" for fraction in settings.fractions),
+        seeds=", ".join(map(str, settings.seeds)),
+        test=done[0][1]["test"],
+        headings=HEADINGS,
+        table=table_rows(entries),
+        notes=notes(comparison, done),
+        plot=plot,
+        runs=[{key: shown_value(value) for key, value in row.items()} for row in rows_of(done)],
+        settings={
+            title: {k: shown_value(v) for k, v in flat(plain).items() if k not in _SET_BY_COMPARE}
+            for title, plain in shown.items()
+        },
+        version=pgl.__version__,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+    )
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")

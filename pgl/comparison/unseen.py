@@ -1,0 +1,80 @@
+"""The volumes to pretrain on: those of a cache, but for the cases that are tested on later."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pgl.atomic import atomic_path
+from pgl.cache import VolumeCache
+from pgl.downstream.config import SplitSettings
+from pgl.downstream.splits import split_cases
+from pgl.labels.store import read_labels
+from pgl.manifest import CaseRecord, write_manifest
+
+
+def write_unseen(
+    data: Path, unlabelled: Path | None, output: Path, split: SplitSettings
+) -> tuple[list[str], list[str]]:
+    """Make the cache ``output`` of the volumes of ``unlabelled`` (or ``data``) without the test cases.
+
+    A case is a test case if it has the name of one in the same cache, or in another cache the same voxels or
+    the same source file. Volumes are hard links where the file system can.
+
+    Args:
+        data: the labelled cache.
+        unlabelled: another cache to pretrain on, None for ``data``.
+        output: the folder; written anew if it differs.
+        split: who is tested on.
+
+    Returns:
+        Names of the cases that are kept, and of those that are left out.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such cache, it has no labels, or nothing is left of it.
+    """
+    labels = read_labels(data)
+    if not labels:
+        raise ValueError(f"{data} holds no labels: run pgl prepare with --labels DIR, see docs/data.md")
+    # The test cases do not depend on fraction and seed.
+    test = set(split_cases([record.subject for record in labels], split, 1.0, 0).test)
+    test_ids = {record.case_id for record in labels if record.subject in test}
+    labelled = {case.case_id: case for case in VolumeCache(data).cases}
+    cache = VolumeCache(data if unlabelled is None else unlabelled)
+    if unlabelled is None:
+        left_out = [case for case in cache.cases if case.case_id in test_ids]
+    else:
+        known = {mark for name in test_ids for mark in _marks(labelled[name])}
+        left_out = [case for case in cache.cases if known & _marks(case)]
+    names = {case.case_id for case in left_out}
+    kept = [case for case in cache.cases if case.case_id not in names]
+    if not kept:
+        raise ValueError(f"{cache.path} holds test cases alone: nothing is left to pretrain on")
+    if _listed(output) != kept:
+        for case in kept:
+            _bring(cache.path / case.file, output / case.file)
+        write_manifest(output, cache.spacing_mm, kept)
+    return [case.case_id for case in kept], sorted(names)
+
+
+def _marks(case: CaseRecord) -> set[str]:
+    content = str(case.original.get("content_sha256", ""))
+    return {case.sha256, *([content] if content else [])}
+
+
+def _listed(folder: Path) -> list[CaseRecord]:
+    try:
+        return list(VolumeCache(folder).cases)
+    except (OSError, ValueError):
+        return []
+
+
+def _bring(source: Path, target: Path) -> None:
+    # Renaming one name of a file to another of the same file would do nothing.
+    target.unlink(missing_ok=True)
+    with atomic_path(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)

@@ -1,0 +1,515 @@
+"""``pgl compare``: alike runs from every start, test cases that nobody pretrained on, and honest tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import MISSING, fields, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pgl.cache import CacheWriter, VolumeCache
+from pgl.checkpoint import INITIAL, checkpoint_path, load_checkpoint
+from pgl.cli import main
+from pgl.comparison import runs as module
+from pgl.comparison.config import CompareSettings, Comparison
+from pgl.comparison.page import REPORT, write_results
+from pgl.comparison.runs import ComparisonStopped, compare
+from pgl.comparison.statistics import overall, paired_difference
+from pgl.comparison.tables import MEAN, scores_of, table_rows
+from pgl.comparison.unseen import write_unseen
+from pgl.config import GENESIS_INTENSITY, IntensitySettings, to_plain
+from pgl.downstream.config import SplitSettings
+from pgl.downstream.config import to_plain as plain_finetuning
+from pgl.downstream.setup import check_patch
+from pgl.downstream.splits import split_cases
+from pgl.downstream.train import finetune
+from pgl.export import read_export
+from pgl.networks import describe
+from pgl.pretrain import pretrain
+
+from .labelled_data import labelled_cache, small_finetune, tissue
+from .training_data import make_cache, small_config
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "compare").glob("*.yaml"))
+TASKS = {"light": {"bright": ["bright"]}, "both": {"blocks": ["bright", "dark"]}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return labelled_cache(tmp_path_factory.mktemp("compare") / "cache")
+
+
+@pytest.fixture(autouse=True)
+def _same_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the runs that were started, in this process to save time."""
+    names: list[str] = []
+
+    def pretraining(run) -> int:
+        names.append(Path(run.output).name)
+        pretrain(run)
+        return 0
+
+    def finetuning(run) -> int:
+        names.append(Path(run.output).name)
+        finetune(run)
+        return 0
+
+    monkeypatch.setattr(module, "run_pretraining", pretraining)
+    monkeypatch.setattr(module, "run_finetuning", finetuning)
+    return names
+
+
+def comparison(data: Path, output: Path, steps: int = 2, **changes) -> Comparison:
+    settings = {"data": data, "output": output, "fractions": (0.4, 1.0), "seeds": (0, 1)}
+    tuning = replace(small_finetune(data, output, steps=steps), encoder=None)
+    return Comparison(CompareSettings(**{**settings, **changes}), small_config(data, output, steps=2), tuning)
+
+
+def silently(line: str) -> None:
+    pass
+
+
+# --- which runs there are ---
+
+
+def test_runs_of_a_seed_and_fraction_differ_in_nothing_but_the_first_weights(data, tmp_path):
+    runs = comparison(data, tmp_path / "c", tasks=TASKS)
+    assert len(runs.tunings) == 2 * 2 * 4 * 2 and len(runs.pretrainings) == 3 * 2
+    groups: dict[tuple, list[dict]] = {}
+    for tuning in runs.tunings:
+        plain = plain_finetuning(tuning.config)
+        weights, intensity = plain.pop("weights"), plain.pop("intensity")
+        plain.pop("output")
+        if tuning.initialisation == "random":
+            assert (weights, intensity["std_hu"]) == ("random", 324.70)
+        else:
+            # The file brings its own.
+            assert weights.endswith(f"{tuning.initialisation}-seed{tuning.seed}.pt") and intensity is None
+        groups.setdefault((tuning.task, tuning.fraction, tuning.seed), []).append(plain)
+    assert len(groups) == 8
+    assert all(plain == own[0] for own in groups.values() for plain in own)
+    assert len({str(t.config.output) for t in runs.tunings}) == len(runs.tunings)
+
+
+def test_pretrainings_of_a_seed_differ_in_the_method_alone(data, tmp_path):
+    runs = comparison(data, tmp_path / "c")
+    for seed in (0, 1):
+        plain = [to_plain(runs.pretrainings[name, seed]) for name in ("pgl", "byol", "genesis")]
+        intensities = [p.pop("intensity") for p in plain]
+        assert [p["method"].pop("name") for p in plain] == ["pgl", "byol", "genesis"]
+        assert [p.pop("output").rsplit("/", 1)[1] for p in plain] == [
+            f"{name}-seed{seed}" for name in ("pgl", "byol", "genesis")
+        ]
+        assert plain[0] == plain[1] == plain[2] and plain[0]["seed"] == seed
+        assert intensities[0] == intensities[1] and intensities[2]["std_hu"] == GENESIS_INTENSITY.std_hu
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"initialisations": ("random", "simclr")},
+            "initialisations must be of random, .* got random, simclr",
+        ),
+        ({"seeds": (1, 1)}, "seeds must be different"),
+        ({"fractions": ()}, "fractions must be different from each other, at least one"),
+        ({"fractions": (0.0,)}, "fraction must lie in"),
+        ({"tasks": {"a/b": {"x": [1]}}}, "a name must be of letters"),
+        ({"tasks": {"a": {}}}, "tasks: a has no classes"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(data, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        comparison(data, tmp_path / "c", **changes)
+
+
+def test_networks_that_would_not_be_alike_are_refused(data, tmp_path):
+    settings = CompareSettings(data, tmp_path / "c")
+    pre, tune = small_config(data, tmp_path), small_finetune(data, tmp_path)
+    assert Comparison(settings, pre, tune)
+    other = replace(tune.encoder, conv_bias=False)
+    with pytest.raises(ValueError, match=r"finetune\.encoder differs from pretrain\.encoder"):
+        Comparison(settings, pre, replace(tune, encoder=other))
+    with pytest.raises(ValueError, match=r"finetune\.intensity must be left out"):
+        Comparison(settings, pre, replace(tune, intensity=IntensitySettings()))
+    pre.method.features, pre.method.feature_level = "decoder", 0
+    with pytest.raises(ValueError, match="only encoders are carried over"):
+        Comparison(settings, pre, tune)
+
+
+# --- test cases are never seen ---
+
+
+def test_no_test_case_is_pretrained_on(data, tmp_path):
+    split = SplitSettings()
+    kept, left_out = write_unseen(data, None, tmp_path / "unseen", split)
+    test = split_cases([f"p{n}" for n in range(8)], split, 1.0, 0).test
+    assert left_out == sorted(f"{name}-id" for name in test) and len(kept) == 8 - len(test)
+    there, source = VolumeCache(tmp_path / "unseen"), VolumeCache(data)
+    assert [case.case_id for case in there.cases] == kept
+    for index, case in enumerate(there.cases):
+        number = [c.case_id for c in source.cases].index(case.case_id)
+        assert np.array_equal(there.read_volume(index), source.read_volume(number))
+
+
+def test_test_cases_are_found_in_another_cache_by_their_voxels_or_their_file(data, tmp_path):
+    split = SplitSettings(test_subjects=["p1", "p2", "p3"])
+    writer = CacheWriter(tmp_path / "data", (3.0, 1.0, 1.0))
+    for n in range(5):
+        writer.add(f"p{n}-id", tissue(n)[0], original={"content_sha256": f"file{n}"})
+    labelled = labelled_cache_from(writer, tmp_path / "data")
+    other = CacheWriter(tmp_path / "more", (3.0, 1.0, 1.0))
+    other.add("renamed", tissue(1)[0])
+    # Prepared otherwise, from the same file.
+    other.add("resampled", tissue(2)[0][:8].copy(), original={"content_sha256": "file2"})
+    other.add("p3-id", tissue(30)[0])
+    other.add("training", tissue(4)[0])
+    other.finish()
+    kept, left_out = write_unseen(labelled, tmp_path / "more", tmp_path / "unseen", split)
+    assert (kept, left_out) == (["p3-id", "training"], ["renamed", "resampled"])
+    # Again, with other cases to leave out.
+    kept, _ = write_unseen(
+        labelled, tmp_path / "more", tmp_path / "unseen", SplitSettings(test_subjects=["p4"])
+    )
+    assert kept == ["p3-id", "renamed", "resampled"]
+    assert [c.case_id for c in VolumeCache(tmp_path / "unseen").cases] == kept
+
+
+def labelled_cache_from(writer: CacheWriter, path: Path) -> Path:
+    from pgl.labels.store import write_label
+
+    for n, record in enumerate(writer.finish()):
+        write_label(path, record, tissue(n)[1], f"p{n}", {1: "bright", 2: "dark"}, "", "")
+    writer.finish()
+    return path
+
+
+def test_a_cache_without_labels_or_without_anything_else_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="holds no labels: run pgl prepare with --labels"):
+        write_unseen(make_cache(tmp_path / "bare"), None, tmp_path / "unseen", SplitSettings())
+    writer = CacheWriter(tmp_path / "one", (3.0, 1.0, 1.0))
+    writer.add("same", tissue(1)[0])
+    writer.finish()
+    with pytest.raises(ValueError, match="holds test cases alone"):
+        write_unseen(data, tmp_path / "one", tmp_path / "unseen", SplitSettings(test_subjects=["p1"]))
+
+
+# --- the whole thing ---
+
+
+def test_a_comparison_tabulates_what_its_runs_scored_and_does_nothing_twice(data, tmp_path, started):
+    folder = tmp_path / "c"
+    runs = comparison(data, folder, fractions=(1.0,), tasks=TASKS)
+    result = compare(runs, silently)
+    assert len(started) == 6 + 16 and started[0] == "light-random-fraction1-seed0"
+    assert result["complete"] and json.loads((folder / "compare.json").read_text("utf-8")) == result
+    with (folder / "compare.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 16
+    for row in rows:
+        own = json.loads((folder / "finetuned" / row["run"] / "results.json").read_text("utf-8"))
+        assert float(row["dice"]) == own["mean"]["dice"] and own["fraction"] == float(row["fraction"])
+        assert own["test"] == result["test_cases"] and int(row["training_cases"]) == len(own["training"])
+
+    def dice(task: str, start: str, seed: int) -> float:
+        (row,) = (r for r in rows if (r["task"], r["initialisation"], r["fraction"], r["seed"])
+                  == (task, start, "1.0", str(seed)))  # fmt: skip
+        return float(row["dice"])
+
+    for task in (*TASKS, MEAN):
+        (entry,) = (e for e in result["table"] if (e["task"], e["initialisation"], e["fraction"])
+                    == (task, "pgl", 1.0))  # fmt: skip
+        of = TASKS if task == MEAN else [task]
+        ours, base = ([np.mean([dice(t, start, s) for t in of]) for s in (0, 1)] for start in ("pgl", "byol"))
+        assert entry["dice"] == pytest.approx(np.mean(ours))
+        assert entry["deviation"] == pytest.approx(np.std(ours, ddof=1))
+        assert entry["over"]["byol"]["mean"] == pytest.approx(np.mean(ours) - np.mean(base), abs=1e-6)
+    assert len(result["table"]) == 3 * 4
+
+    # Fine-tuning started from the pretrained encoders, each with its own intensities.
+    for method, expected in (("genesis", 2000.0), ("pgl", 324.70)):
+        file = folder / "encoders" / f"{method}-seed0.pt"
+        assert read_export(file)["network"]["trained_steps"] == 2
+        loaded = json.loads(
+            (folder / f"finetuned/both-{method}-fraction1-seed0/weights.json").read_text("utf-8")
+        )
+        assert loaded["unused"] == [] and all(n.startswith("decoder") for n in loaded["missing"])
+        model = torch.load(folder / f"finetuned/both-{method}-fraction1-seed0/model.pt", weights_only=True)
+        assert model["intensity"]["std_hu"] == expected
+    trained = json.loads((folder / "pretrained/pgl-seed0/environment.json").read_text("utf-8"))["cases"]
+    seen = {name.removesuffix("-id") for names in trained.values() for name in names}
+    assert seen.isdisjoint(result["test_cases"]) and len(seen) == 8 - len(result["test_cases"])
+    # The three methods of a seed began with the same encoder.
+    first = [load_checkpoint(checkpoint_path(folder / f"pretrained/{m}-seed1", INITIAL))["online"]["encoder"]
+             for m in ("pgl", "byol", "genesis")]  # fmt: skip
+    assert all(torch.equal(first[0][k], other[k]) for other in first for k in first[0])
+
+    page = (folder / REPORT).read_text("utf-8")
+    titles = Cells(page).cells
+    for row in table_rows(result["table"]):
+        assert row[4] in titles
+    assert "Not finished" not in page and "Only 2 seeds" in page and "://" not in page
+    assert (folder / "compare.png").stat().st_size > 10_000
+    assert (folder / "compare.md").read_text("utf-8").count("| pgl |") == 3
+
+    started.clear()
+    again = compare(comparison(data, folder, fractions=(1.0,), tasks=TASKS), silently)
+    assert started == [] and again == result
+    with pytest.raises(
+        ValueError, match=r"run with other settings: train.steps \(train.steps was 2, now 3\)"
+    ):
+        compare(comparison(data, folder, steps=3, fractions=(1.0,), tasks=TASKS), silently)
+    assert started == []
+
+
+class Cells(HTMLParser):
+    """The text of a page's table cells."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.inside = False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.inside = tag in ("td", "th")
+
+    def handle_data(self, data):
+        if self.inside:
+            self.cells.append(data)
+
+    def handle_endtag(self, tag):
+        self.inside = False
+
+
+def test_a_comparison_that_was_stopped_goes_on_and_says_meanwhile_that_it_is_not_finished(
+    data, tmp_path, started, monkeypatch
+):
+    folder, runs = tmp_path / "c", comparison(data, tmp_path / "c", fractions=(1.0,), seeds=(0,))
+    working = module.run_finetuning
+    monkeypatch.setattr(
+        module, "run_finetuning", lambda run: 130 if "byol" in str(run.output) else working(run)
+    )
+    with pytest.raises(ComparisonStopped, match="byol-fraction1-seed0 ended with exit code 130") as stopped:
+        compare(runs, silently)
+    assert stopped.value.exit_code == 130
+    partial = json.loads((folder / "compare.json").read_text("utf-8"))
+    assert not partial["complete"] and [r["initialisation"] for r in partial["runs"]] == ["random", "genesis"]
+    assert "Not finished: 2 of 4 fine-tunings are done" in (folder / REPORT).read_text("utf-8")
+    assert "2 of 4 fine-tunings are still to be done" in (folder / "compare.md").read_text("utf-8")
+    monkeypatch.setattr(module, "run_finetuning", working)
+    started.clear()
+    assert compare(runs, silently)["complete"]
+    assert started == ["byol-fraction1-seed0", "pgl-seed0", "pgl-fraction1-seed0"]
+
+
+def test_results_of_other_weights_are_not_taken_for_those_of_these(data, tmp_path, started):
+    folder = tmp_path / "c"
+    runs = comparison(data, folder, fractions=(1.0,), seeds=(0,), initialisations=("random", "pgl"))
+    compare(runs, silently)
+    file = folder / "encoders/pgl-seed0.pt"
+    content = torch.load(file, weights_only=True)
+    next(iter(content["network_weights"].values())).add_(1)
+    torch.save(content, file)
+    with pytest.raises(ValueError, match=r"made with other weights than .*pgl-seed0\.pt holds now"):
+        compare(runs, silently)
+
+
+def test_pretraining_once_serves_every_seed(data, tmp_path):
+    runs = comparison(data, tmp_path / "c", pretrain_once=True, seeds=(4, 5))
+    assert list(runs.pretrainings) == [("genesis", 4), ("byol", 4), ("pgl", 4)]
+    assert {t.config.weights.rsplit("-", 1)[-1] for t in runs.tunings} == {"random", "seed4.pt"}
+    assert {t.seed for t in runs.tunings} == {4, 5}
+
+
+# --- statistics ---
+
+
+def test_dice_is_the_mean_over_cases_then_over_classes_and_what_is_not_there_does_not_count():
+    nan = np.nan
+    scores = np.array([[[0.5, nan], [0.7, 0.2], [nan, nan]], [[1.0, 0.0], [0.0, 0.0], [0.5, 0.6]]])
+    assert overall(scores) == pytest.approx([(0.6 + 0.2) / 2, (0.5 + 0.2) / 2])
+
+
+def test_a_constant_gain_has_an_interval_of_no_width_and_swapping_turns_it_round():
+    base = np.random.default_rng(0).random((3, 6, 2)) * 0.5
+    gain = paired_difference([(base + 0.1, base)])
+    assert (gain.mean, gain.low, gain.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert (gain.wins, gain.seeds) == (3, 3)
+    loss = paired_difference([(base, base + 0.1)])
+    assert (loss.mean, loss.high, loss.wins) == (pytest.approx(-0.1), pytest.approx(-0.1), 0)
+    assert paired_difference([(base[:, :1], base[:, :1])]).low is None
+
+
+def test_the_interval_is_that_of_a_plain_bootstrap():
+    rng = np.random.default_rng(1)
+    a, b = rng.random((3, 7, 2)), rng.random((3, 7, 2))
+    a[0, 2, 1] = np.nan
+    found = paired_difference([(a, b)])
+    plain = []
+    for _ in range(4000):
+        seeds, cases = rng.integers(0, 3, 3), rng.integers(0, 7, 7)
+        first, second = a[seeds][:, cases], b[seeds][:, cases]
+        plain.append(np.mean(np.nanmean(first, 1).mean(1) - np.nanmean(second, 1).mean(1)))
+    low, high = np.nanquantile(plain, [0.025, 0.975])
+    # 4,000 draws know a quantile to about a fiftieth of the width.
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.05 * (high - low))
+    assert found.low < found.mean < found.high
+    assert found == paired_difference([(a, b)])
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    """Of a known difference, over cases: with one seed the seeds add nothing."""
+    rng = np.random.default_rng(2)
+    held = 0
+    for number in range(120):
+        base = rng.random((1, 30, 1))
+        found = paired_difference([(base + 0.05 + 0.1 * rng.standard_normal(base.shape), base)], seed=number)
+        held += found.low <= 0.05 <= found.high
+    # 95 % nominal; a percentile bootstrap of 30 cases holds a little less. Binomial error 2 to 3 %.
+    assert 0.86 <= held / 120 <= 1.0
+
+
+def test_the_mean_over_tasks_is_the_mean_of_their_differences():
+    rng = np.random.default_rng(3)
+    tasks = [(rng.random((2, 5, 1)), rng.random((2, 5, 1))) for _ in range(3)]
+    single = [paired_difference([task]).mean for task in tasks]
+    assert paired_difference(tasks).mean == pytest.approx(np.mean(single))
+
+
+def test_runs_on_other_test_cases_are_not_compared():
+    one = {"test": ["a", "b"], "classes": ["x"], "cases": [{"subject": "a", "class": "x", "dice": 0.5}]}
+    assert np.isnan(scores_of([one])[0, 1, 0]) and scores_of([one])[0, 0, 0] == 0.5
+    with pytest.raises(ValueError, match="tested on different cases or classes"):
+        scores_of([one, {**one, "test": ["a", "c"]}])
+
+
+# --- the command ---
+
+
+def settings_files(data: Path, folder: Path) -> list[str]:
+    pre, tune = to_plain(small_config(data, folder, steps=2)), plain_finetuning(small_finetune(data, folder))
+    words = []
+    for name, plain in (("pretrain", pre), ("finetune", tune)):
+        for key in ("data", "output", "resume", "weights"):
+            plain.pop(key, None)
+        file = folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(plain), encoding="utf-8")
+        words += [f"--{name}", str(file)]
+    return words
+
+
+def test_the_command_compares_in_processes_of_its_own_and_prints_the_table(data, tmp_path, capfd):
+    words = ["compare", "--data", str(data), "--output", str(tmp_path / "c"), *settings_files(data, tmp_path),
+             "--initialisations", "random,pgl", "--fractions", "1", "--seeds", "0"]  # fmt: skip
+    assert main(words) == 0
+    out = capfd.readouterr().out
+    assert "pretraining on 6 cases, without 2 test cases" in out and "over random" in out
+    result = json.loads((tmp_path / "c" / "compare.json").read_text("utf-8"))
+    assert [r["initialisation"] for r in result["runs"]] == ["random", "pgl"]
+    assert main(words) == 0
+    assert "pgl-fraction1-seed0: done before" in capfd.readouterr().out
+
+
+def test_ctrl_c_stops_the_run_in_progress_with_its_state_saved(data, tmp_path):
+    words = [sys.executable, "-m", "pgl", "compare", "--data", str(data), "--output", str(tmp_path / "c"),
+             *settings_files(data, tmp_path), "--initialisations", "random", "--fractions", "1",
+             "--seeds", "0", "--finetune.train.steps", "100000"]  # fmt: skip
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    run, deadline = tmp_path / "c/finetuned/random-fraction1-seed0", time.monotonic() + 60
+    while not (run / "checkpoints/last.pt").is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=30)[1].decode()
+    assert process.returncode == 130 and "the same command goes on from there" in told
+    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["step"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "a,b"], "--seeds must be such as 0,1,2, got a,b"),
+        (["--initialisations", "moco"], "initialisations must be of random, genesis, byol, pgl, got moco"),
+        (["--pretrain.train.stepz", "3"], "stepz"),
+        (["--finetune.train.steps", "3"], "optimizer.warmup_steps must lie in"),
+    ],
+)
+def test_wrong_words_are_one_line_and_code_2(tmp_path, capsys, words, message):
+    assert main(["compare", "--data", "x", "--output", str(tmp_path / "c"), *words]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and message in err and not (tmp_path / "c").exists()
+
+
+def test_tables_of_part_of_the_runs_name_what_is_there(data, tmp_path):
+    runs = comparison(data, tmp_path / "c", fractions=(1.0,), seeds=(0, 1))
+    made_up = {"test": ["p1"], "classes": ["x"], "training": ["p2", "p3"], "steps": 2, "weights_sha256": None,
+               "mean": {"dice": 0.5, "hd95_mm": None, "classes": {}},
+               "cases": [{"subject": "p1", "class": "x", "dice": 0.5}]}  # fmt: skip
+    done = [(t, made_up) for t in runs.tunings if t.initialisation != "byol" and t.seed == 0]
+    entries = write_results(runs, done)["table"]
+    assert [e["initialisation"] for e in entries] == ["random", "genesis", "pgl"]
+    assert entries[0]["over"] == {}
+    assert entries[2]["over"]["random"] == {"mean": 0.0, "low": None, "high": None, "wins": 0, "seeds": 1}
+    assert table_rows(entries)[2] == ["–", "1", "2", "pgl", "50.00", "+0.00, 0 of 1 seeds", "–"]
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_each_shipped_comparison_is_one_that_can_be_run(file, tmp_path):
+    seen: list[Comparison] = []
+    words = ["compare", "--config", str(file), "--data", "cache", "--output", str(tmp_path / "c")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pgl.cli_compare.compare", lambda one: seen.append(one) or 0)
+        assert main(words) == 0
+    assert {t.initialisation for t in seen[0].tunings} == {"random", "genesis", "byol", "pgl"}
+    assert len(seen[0].settings.seeds) >= 3 and len(seen[0].settings.fractions) >= 3
+    for tuning in seen[0].tunings:
+        check_patch(tuning.config, describe(tuning.config.encoder))
+
+
+def test_the_page_has_a_row_for_every_setting_with_its_default():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "comparing.md").read_text("utf-8")
+    section = text.split("## Settings", 1)[1].split("\n## ", 1)[0]
+    rows = {
+        cells[1].strip(" `"): cells[2].strip()
+        for line in section.splitlines()
+        if (cells := line.split("|"))[1:] and cells[1].strip().startswith("`")
+    }
+    wanted = {}
+    for field in fields(CompareSettings):
+        default = field.default
+        shown = ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in default) if isinstance(
+            default, tuple) else str(default).lower()  # fmt: skip
+        wanted[field.name] = "required" if default is MISSING else shown
+    assert rows == {**wanted, "unlabelled": "`data`", "pretrain": "", "finetune": ""}
+    parsed = set(re.findall(r"--(\w+)", " ".join(_options())))
+    assert parsed - {"help", "config", "print_config"} == set(rows)
+
+
+def _options() -> list[str]:
+    from jsonargparse import ArgumentParser
+
+    from pgl.cli_compare import compare_arguments
+
+    parser = ArgumentParser()
+    compare_arguments(parser)
+    return [option for action in parser._actions for option in action.option_strings if "." not in option]
