@@ -23,12 +23,21 @@ struct AlignedTarget {
     int32_t d, h, w;
 
     __device__ A operator()(int64_t channel) const {
-      if (base == nullptr) return std::numeric_limits<A>::quiet_NaN();
-      A sum[1] = {0};
+      A value[1];
+      load<ChannelGroup<T, 1, false>>(channel, 1, value);
+      return value[0];
+    }
+
+    // A group of channels is aligned at once: the taps are read once for all of them.
+    template <typename Group>
+    __device__ void load(int64_t channel, int count, A* values) const {
+#pragma unroll
+      for (int i = 0; i < Group::size; ++i) {
+        values[i] = base == nullptr && i < count ? std::numeric_limits<A>::quiet_NaN() : A(0);
+      }
+      if (base == nullptr) return;
       const int64_t* stride = target->features.stride;
-      contract<ChannelGroup<T, 1, false>>(target->taps, roi, d, h, w, base + channel * stride[1], stride, 1,
-                                          sum);
-      return sum[0];
+      contract<Group>(target->taps, roi, d, h, w, base + channel * stride[1], stride, count, values);
     }
   };
 
@@ -77,8 +86,9 @@ std::tuple<Tensor, Tensor, Tensor> aligned_cosine_loss3d_cuda(Tensor prediction,
     using T = decltype(element);
     const TapsWorkspace<Accumulate<T>> workspace(geometry, false, p);
     build_forward_taps(context, taps_params(geometry, boxes, flips), geometry.n_rois, workspace.taps());
-    outputs = run_cosine_forward<T>(context, p, aligned_target<T>(prediction, features, workspace.taps()),
-                                    shape, weights, how, eps, save);
+    outputs = run_cosine_forward<T>(
+        context, p, aligned_target<T>(prediction, features, workspace.taps()),
+        [&](int n) { return can_pack(features, n, sizeof(T)); }, shape, weights, how, eps, save);
   });
   return {outputs->loss, outputs->saved, outputs->divisor};
 }
@@ -104,8 +114,7 @@ Tensor aligned_cosine_loss3d_backward_cuda(Tensor grad, Tensor prediction, Tenso
                                             shape, weights, saved, divisor, how);
     params.grad_prediction =
         device_features(static_cast<T*>(grad_prediction.mutable_data_ptr()), grad_prediction);
-    launch(context, grid_for(params.tiles, shape.samples), kBlockThreads,
-           cosine_backward_kernel<T, AlignedTarget<T>>, params);
+    run_cosine_backward<T>(context, params, [&](int n) { return can_pack(features, n, sizeof(T)); }, shape);
   });
   return grad_prediction;
 }

@@ -1,19 +1,20 @@
 // The cosine loss on CUDA, over any source of targets: stored features, or features aligned on the fly.
 //
-// A block takes tiles of 32 voxels. Where voxels lie side by side, a lane takes a voxel and each of the eight
-// warps every eighth channel; where channels do (channels_last), a warp takes four voxels one after the other
-// and its lanes share the channels. One warp then finishes the tile. Sums are formed in a fixed order: lanes,
-// warps, tile, and last the tiles' partial sums by one block.
+// A block takes tiles of 32 voxels and n channels of one a thread. Where all tensors' channels lie side by
+// side and aligned, they move as 16-byte vectors and eight lanes share a voxel; else a lane takes a voxel and
+// each of the eight warps every eighth group of channels. One warp then finishes the tile. Sums are formed in
+// a fixed order: lanes, warps, tile, and last the tiles' partial sums by one block.
 #pragma once
 
 #include "cosine.h"
 #include "cosine_loss.h"
-#include "cuda_launch.h"
+#include "cuda_volume.cuh"
 
 namespace pgl_ops {
 
 constexpr int kTileVoxels = 32;
 constexpr int kTileWarps = kBlockThreads / kWarpThreads;
+constexpr int kVoxelLanes = kBlockThreads / kTileVoxels;  // that share a voxel whose channels are vectors
 static_assert(kTileVoxels == kWarpThreads, "one warp finishes a tile");
 
 // Features [samples, channels, voxels] somewhere in memory.
@@ -26,6 +27,10 @@ struct DeviceFeatures {
     T* at;
     int64_t stride;
     __device__ auto operator()(int64_t channel) const { return widen(at[channel * stride]); }
+    template <typename Group, typename A>
+    __device__ void load(int64_t channel, int count, A* values) const {
+      Group::load(at + channel * stride, stride, count, values);
+    }
   };
 
   __device__ Voxel voxel(int64_t sample, int64_t v) const {
@@ -50,7 +55,6 @@ struct CosineForwardParams {
   double* partial;                           // [2, N · tiles]: sums of weighted losses and of weights
   int64_t samples, channels, voxels, tiles;  // tiles a sample
   double eps;
-  bool channels_inside;
 };
 
 template <typename T, typename Target>
@@ -64,71 +68,83 @@ struct CosineBackwardParams {
   const A* grad;                                   // scalar, or [N, V] if `grad_each`
   const A* divisor;
   int64_t samples, channels, voxels, tiles;  // tiles a sample
-  bool grad_each, channels_inside;
+  bool grad_each;
 };
 
 namespace {
 
-template <typename A>
+// The sum over each `lanes` neighbouring lanes.
+template <int lanes = kWarpThreads, typename A>
 __device__ inline A warp_sum(A value) {
 #pragma unroll
-  for (int mask = kWarpThreads / 2; mask > 0; mask /= 2) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) {
     value += __shfl_xor_sync(0xffffffffu, value, mask);
   }
   return value;
 }
 
-// Adds channels first, first + step, … of a voxel.
-template <typename A, typename P, typename Z>
+// Adds groups of channels first, first + step, … of a voxel.
+template <typename Group, typename A, typename P, typename Z>
 __device__ inline CosineSums<A> sum_channels(P p, Z z, int64_t first, int64_t step, int64_t channels) {
+  constexpr int n = Group::size;
   CosineSums<A> sums{0, 0, 0};
-  for (int64_t c = first; c < channels; c += step) {
-    const A x = p(c), y = z(c);
-    sums.dot += x * y;
-    sums.square_p += x * x;
-    sums.square_z += y * y;
+#pragma unroll 2
+  for (int64_t c = first * n; c < channels; c += step * n) {
+    const int count = static_cast<int>(min(int64_t{n}, channels - c));
+    A x[n] = {}, y[n] = {};
+    p.template load<Group>(c, count, x);
+    z.template load<Group>(c, count, y);
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      sums.dot += x[i] * y[i];
+      sums.square_p += x[i] * x[i];
+      sums.square_z += y[i] * y[i];
+    }
   }
   return sums;
 }
 
+// Which voxel of the tile a thread works on, and which of those that share it this thread is.
+template <bool packed>
+struct TilePlace {
+  int slot, part;
+  static constexpr int parts = packed ? kVoxelLanes : kTileWarps;
+
+  __device__ TilePlace() {
+    const int thread = threadIdx.x;
+    slot = packed ? thread / kVoxelLanes : thread % kWarpThreads;
+    part = packed ? thread % kVoxelLanes : thread / kWarpThreads;
+  }
+};
+
 // Grid (tiles, samples).
-template <typename T, typename Target>
+template <typename T, typename Target, int n, bool packed>
 __global__ void __launch_bounds__(kBlockThreads)
     cosine_forward_kernel(const CosineForwardParams<T, Target> params) {
   using A = Accumulate<T>;
-  __shared__ A dots[kTileWarps][kTileVoxels], squares_p[kTileWarps][kTileVoxels],
-      squares_z[kTileWarps][kTileVoxels];
+  constexpr int rows = packed ? 1 : kTileWarps;
+  __shared__ A dots[rows][kTileVoxels], squares_p[rows][kTileVoxels], squares_z[rows][kTileVoxels];
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
+  const TilePlace<packed> place;
   const int64_t all = params.samples * params.voxels;
   const int64_t first_voxel = int64_t{blockIdx.x} * kTileVoxels;
   for (int64_t sample = blockIdx.y; sample < params.samples; sample += gridDim.y) {
-    if (params.channels_inside) {
-      constexpr int voxels_a_warp = kTileVoxels / kTileWarps;
-      for (int j = 0; j < voxels_a_warp; ++j) {
-        const int slot = warp * voxels_a_warp + j;
-        const int64_t v = first_voxel + slot;
-        CosineSums<A> sums{0, 0, 0};
-        if (v < params.voxels) {
-          sums = sum_channels<A>(params.prediction.voxel(sample, v), params.target.voxel(sample, v), lane,
-                                 kWarpThreads, params.channels);
-        }
-        sums = {warp_sum(sums.dot), warp_sum(sums.square_p), warp_sum(sums.square_z)};
-        if (lane == 0) {
-          dots[0][slot] = sums.dot;
-          squares_p[0][slot] = sums.square_p;
-          squares_z[0][slot] = sums.square_z;
-        }
-      }
-    } else {
-      const int64_t v = first_voxel + lane;
-      CosineSums<A> sums{0, 0, 0};
-      if (v < params.voxels) {
-        sums = sum_channels<A>(params.prediction.voxel(sample, v), params.target.voxel(sample, v), warp,
-                               kTileWarps, params.channels);
-      }
-      dots[warp][lane] = sums.dot;
-      squares_p[warp][lane] = sums.square_p;
-      squares_z[warp][lane] = sums.square_z;
+    const int64_t own = first_voxel + place.slot;
+    CosineSums<A> part{0, 0, 0};
+    if (own < params.voxels) {
+      part = sum_channels<ChannelGroup<T, n, packed>, A>(params.prediction.voxel(sample, own),
+                                                         params.target.voxel(sample, own), place.part,
+                                                         place.parts, params.channels);
+    }
+    if constexpr (packed) {
+      part = {warp_sum<kVoxelLanes>(part.dot), warp_sum<kVoxelLanes>(part.square_p),
+              warp_sum<kVoxelLanes>(part.square_z)};
+    }
+    if (!packed || place.part == 0) {
+      const int row = packed ? 0 : warp;
+      dots[row][place.slot] = part.dot;
+      squares_p[row][place.slot] = part.square_p;
+      squares_z[row][place.slot] = part.square_z;
     }
     __syncthreads();
     if (warp == 0) {
@@ -136,7 +152,7 @@ __global__ void __launch_bounds__(kBlockThreads)
       double weighted = 0, weight = 0;
       if (v < params.voxels) {
         CosineSums<A> sums{dots[0][lane], squares_p[0][lane], squares_z[0][lane]};
-        for (int w = 1; w < kTileWarps && !params.channels_inside; ++w) {
+        for (int w = 1; w < rows; ++w) {
           sums.dot += dots[w][lane];
           sums.square_p += squares_p[w][lane];
           sums.square_z += squares_z[w][lane];
@@ -192,41 +208,46 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 // Grid (tiles, samples).
-template <typename T, typename Target>
+template <typename T, typename Target, int n, bool packed>
 __global__ void __launch_bounds__(kBlockThreads)
     cosine_backward_kernel(const CosineBackwardParams<T, Target> params) {
   using A = Accumulate<T>;
-  const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
+  using Group = ChannelGroup<T, n, packed>;
+  const TilePlace<packed> place;
   const int64_t all = params.samples * params.voxels;
   const A divide_by = *params.divisor;
   const A factor = divide_by == 0 ? A(0) : -2 / divide_by;
-  const bool inside = params.channels_inside;
-  const int64_t channel_step = inside ? kWarpThreads : kTileWarps;
-  constexpr int voxels_a_warp = kTileVoxels / kTileWarps;
-  const int64_t first_voxel = int64_t{blockIdx.x} * kTileVoxels;
+  const int64_t v = int64_t{blockIdx.x} * kTileVoxels + place.slot;
+  if (v >= params.voxels) return;
   for (int64_t sample = blockIdx.y; sample < params.samples; sample += gridDim.y) {
-    for (int j = 0; j < (inside ? voxels_a_warp : 1); ++j) {
-      const int64_t v = first_voxel + (inside ? warp * voxels_a_warp + j : lane);
-      if (v >= params.voxels) continue;
-      const int64_t i = sample * params.voxels + v;
-      const A cos = params.saved[i], inverse_p = params.saved[all + i], inverse_z = params.saved[2 * all + i];
-      const A scale = factor * (params.grad_each ? params.grad[i] : params.grad[0]) *
-                      (params.weight ? params.weight[i] : A(1));
-      const bool live = inverse_p != 0;
-      const auto p = params.prediction.voxel(sample, v);
-      const auto z = params.target.voxel(sample, v);
-      const auto grad_p = params.grad_prediction.voxel(sample, v);
-      const auto grad_z = params.grad_target.voxel(sample, v);
-      for (int64_t c = inside ? lane : warp; c < params.channels; c += channel_step) {
-        const A x = p(c), y = z(c);
-        if (params.grad_prediction.data) {
-          const A g = live ? cosine_gradient(scale, cos, x, inverse_p, y, inverse_z) : A(0);
-          grad_p.at[c * grad_p.stride] = Narrow<T>::from(g);
+    const int64_t i = sample * params.voxels + v;
+    const A cos = params.saved[i], inverse_p = params.saved[all + i], inverse_z = params.saved[2 * all + i];
+    const A scale = factor * (params.grad_each ? params.grad[i] : params.grad[0]) *
+                    (params.weight ? params.weight[i] : A(1));
+    const bool live = inverse_p != 0;
+    const auto p = params.prediction.voxel(sample, v);
+    const auto z = params.target.voxel(sample, v);
+    const auto grad_p = params.grad_prediction.voxel(sample, v);
+    const auto grad_z = params.grad_target.voxel(sample, v);
+#pragma unroll 2
+    for (int64_t c = place.part * int64_t{n}; c < params.channels; c += place.parts * n) {
+      const int count = static_cast<int>(min(int64_t{n}, params.channels - c));
+      A x[n] = {}, y[n] = {}, g[n];
+      p.template load<Group>(c, count, x);
+      z.template load<Group>(c, count, y);
+      if (params.grad_prediction.data) {
+#pragma unroll
+        for (int j = 0; j < n; ++j) {
+          g[j] = live ? cosine_gradient(scale, cos, x[j], inverse_p, y[j], inverse_z) : A(0);
         }
-        if (params.grad_target.data) {
-          const A g = live ? cosine_gradient(scale, cos, y, inverse_z, x, inverse_p) : A(0);
-          grad_z.at[c * grad_z.stride] = Narrow<T>::from(g);
+        Group::store(grad_p.at + c * grad_p.stride, grad_p.stride, count, g);
+      }
+      if (params.grad_target.data) {
+#pragma unroll
+        for (int j = 0; j < n; ++j) {
+          g[j] = live ? cosine_gradient(scale, cos, y[j], inverse_z, x[j], inverse_p) : A(0);
         }
+        Group::store(grad_z.at + c * grad_z.stride, grad_z.stride, count, g);
       }
     }
   }
@@ -234,11 +255,33 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 }  // namespace
 
-// Runs the forward pass against `target`; `prediction` must be walkable (cosine_loss.h).
-template <typename T, typename Target>
+// Whether groups of n channels of all voxels can be moved as aligned vectors.
+template <typename T>
+bool can_pack_features(const DeviceFeatures<T>& features, const LossShape& shape, int n) {
+  if (features.data == nullptr) return true;
+  return features.channel_stride == 1 && shape.channels % n == 0 &&
+         reinterpret_cast<uintptr_t>(features.data) % (n * sizeof(T)) == 0 &&
+         (shape.samples == 1 || features.sample_stride % n == 0) &&
+         (shape.voxels == 1 || features.voxel_stride % n == 0);
+}
+
+// Calls run(n, packed) as compile-time constants; can_pack(n) tells whether all tensors have such vectors.
+template <typename T, typename CanPack, typename Run>
+void with_loss_groups(CanPack can_pack, Run run) {
+  if constexpr (sizeof(T) <= 4) {  // float64 has none: each kernel costs build time and room
+    constexpr int n = kVectorBytes / sizeof(T);
+    if (can_pack(n)) return run(std::integral_constant<int, n>{}, std::true_type{});
+  }
+  run(std::integral_constant<int, 4>{}, std::false_type{});
+}
+
+// Runs the forward pass against `target`, of which target_packs(n) tells whether it gives n channels as a
+// vector; `prediction` must be walkable (cosine_loss.h).
+template <typename T, typename Target, typename TargetPacks>
 LossOutputs run_cosine_forward(const LaunchContext& context, const Tensor& prediction, const Target& target,
-                               const LossShape& shape, const std::optional<Tensor>& weight,
-                               Reduction reduction, double eps, bool save) {
+                               TargetPacks target_packs, const LossShape& shape,
+                               const std::optional<Tensor>& weight, Reduction reduction, double eps,
+                               bool save) {
   using A = Accumulate<T>;
   const ScalarType type = accumulate_type(prediction.scalar_type());
   const bool each = reduction == Reduction::none;
@@ -258,9 +301,13 @@ LossOutputs run_cosine_forward(const LaunchContext& context, const Tensor& predi
       shape.channels,
       shape.voxels,
       tiles,
-      eps,
-      prediction.stride(1) == 1 && shape.channels > 1};
-  launch(context, grid_for(tiles, shape.samples), kBlockThreads, cosine_forward_kernel<T, Target>, params);
+      eps};
+  with_loss_groups<T>(
+      [&](int n) { return target_packs(n) && can_pack_features(params.prediction, shape, n); },
+      [&](auto n, auto packed) {
+        launch(context, grid_for(tiles, shape.samples), kBlockThreads,
+               cosine_forward_kernel<T, Target, n(), packed()>, params);
+      });
   launch(context, dim3(1), kBlockThreads, finish_loss_kernel<A>,
          static_cast<const double*>(partial.const_data_ptr()), all_tiles, reduction,
          each ? nullptr : static_cast<A*>(loss.mutable_data_ptr()),
@@ -288,8 +335,23 @@ CosineBackwardParams<T, Target> cosine_backward_params(const Tensor& grad, const
           shape.channels,
           shape.voxels,
           ceil_divide(shape.voxels, kTileVoxels),
-          reduction == Reduction::none,
-          prediction.stride(1) == 1 && shape.channels > 1};
+          reduction == Reduction::none};
+}
+
+// Runs the backward pass to whichever gradients of `params` have data.
+template <typename T, typename Target, typename TargetPacks>
+void run_cosine_backward(const LaunchContext& context, const CosineBackwardParams<T, Target>& params,
+                         TargetPacks target_packs, const LossShape& shape) {
+  with_loss_groups<T>(
+      [&](int n) {
+        return target_packs(n) && can_pack_features(params.prediction, shape, n) &&
+               can_pack_features(params.grad_prediction, shape, n) &&
+               can_pack_features(params.grad_target, shape, n);
+      },
+      [&](auto n, auto packed) {
+        launch(context, grid_for(params.tiles, shape.samples), kBlockThreads,
+               cosine_backward_kernel<T, Target, n(), packed()>, params);
+      });
 }
 
 }  // namespace pgl_ops

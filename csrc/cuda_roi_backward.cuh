@@ -48,7 +48,7 @@ struct BatchRoi {
 // Grid (height · pieces a row, depth, samples). `batch` times the block's groups times the bins must be at
 // most kStageRoom<A, n>, and groups times `tile_width` at most kSumsAThread<n> times the threads.
 template <typename T, int n, bool packed>
-__global__ void __launch_bounds__(kBlockThreads, n == 1 && sizeof(T) <= 4 ? 3 : 2)
+__global__ void __launch_bounds__(kBlockThreads, n > 1 ? 0 : (sizeof(T) <= 4 ? 3 : 2))
     staged_backward_kernel(const StagedBackwardParams<T> params) {
   using A = Accumulate<T>;
   using Group = ChannelGroup<T, n, packed>;

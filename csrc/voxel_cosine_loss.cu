@@ -17,8 +17,10 @@ std::tuple<Tensor, Tensor, Tensor> voxel_cosine_loss_cuda(Tensor prediction, Ten
   std::optional<LossOutputs> outputs;
   dispatch_dtype<false>("prediction", prediction.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    outputs = run_cosine_forward<T>(context, p, device_features(static_cast<const T*>(z.const_data_ptr()), z),
-                                    shape, weights, how, eps, save);
+    const auto stored = device_features(static_cast<const T*>(z.const_data_ptr()), z);
+    outputs = run_cosine_forward<T>(
+        context, p, stored, [&](int n) { return can_pack_features(stored, shape, n); }, shape, weights, how,
+        eps, save);
   });
   return {outputs->loss, outputs->saved, outputs->divisor};
 }
@@ -44,8 +46,8 @@ std::tuple<Tensor, Tensor> voxel_cosine_loss_backward_cuda(Tensor grad, Tensor p
       params.grad_prediction = device_features(static_cast<T*>(grad_p.mutable_data_ptr()), grad_p);
     }
     if (need_target) params.grad_target = device_features(static_cast<T*>(grad_z.mutable_data_ptr()), grad_z);
-    launch(context, grid_for(params.tiles, shape.samples), kBlockThreads,
-           cosine_backward_kernel<T, decltype(params.target)>, params);
+    run_cosine_backward<T>(
+        context, params, [&](int n) { return can_pack_features(stored, shape, n); }, shape);
   });
   return {grad_p, grad_z};
 }
