@@ -88,7 +88,7 @@ template <typename Group, typename A, typename P, typename Z>
 __device__ inline CosineSums<A> sum_channels(P p, Z z, int64_t first, int64_t step, int64_t channels) {
   constexpr int n = Group::size;
   CosineSums<A> sums{0, 0, 0};
-#pragma unroll 2
+#pragma unroll 1  // a group has loads enough; more would cost registers
   for (int64_t c = first * n; c < channels; c += step * n) {
     const int count = static_cast<int>(min(int64_t{n}, channels - c));
     A x[n] = {}, y[n] = {};
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     const auto z = params.target.voxel(sample, v);
     const auto grad_p = params.grad_prediction.voxel(sample, v);
     const auto grad_z = params.grad_target.voxel(sample, v);
-#pragma unroll 2
+#pragma unroll 1  // a group has loads enough; more would cost registers
     for (int64_t c = place.part * int64_t{n}; c < params.channels; c += place.parts * n) {
       const int count = static_cast<int>(min(int64_t{n}, params.channels - c));
       A x[n] = {}, y[n] = {}, g[n];

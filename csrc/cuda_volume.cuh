@@ -81,12 +81,15 @@ __device__ inline void contract(const DeviceTaps<A>& taps, int64_t roi, int32_t 
   const int32_t* offset_w = axis_w.offset + roi * (axis_w.destinations + 1ll) + w;
   const int64_t row_d = roi * axis_d.capacity, row_h = roi * axis_h.capacity, row_w = roi * axis_w.capacity;
   A loaded[Group::size] = {};
+#pragma unroll 1
   for (int32_t i = offset_d[0]; i < offset_d[1]; ++i) {
     const T* plane = base + axis_d.source[row_d + i] * stride[2];
     const A weight_d = axis_d.weight[row_d + i];
+#pragma unroll 1
     for (int32_t j = offset_h[0]; j < offset_h[1]; ++j) {
       const T* row = plane + axis_h.source[row_h + j] * stride[3];
       const A weight_dh = weight_d * axis_h.weight[row_h + j];
+#pragma unroll 2
       for (int32_t m = offset_w[0]; m < offset_w[1]; ++m) {
         const A weight = weight_dh * axis_w.weight[row_w + m];
         Group::load(row + axis_w.source[row_w + m] * stride[4], stride[1], count, loaded);
