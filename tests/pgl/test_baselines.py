@@ -39,6 +39,7 @@ from pgl.show import show
 from pgl.validation import Validation
 from pgl.views import sample_view_pairs
 
+from .test_many_processes import torchrun, written
 from .test_pretrain import assert_same_weights, lines
 from .training_data import make_cache, small_config, small_encoder
 
@@ -339,3 +340,14 @@ def test_the_command_line_takes_the_method(cache, tmp_path, capfd):
     assert read_run(run).settings["method.name"] == "genesis"
     assert read_run(run).settings["intensity.std_hu"] == 2000
     assert "method genesis" in (run / "log.txt").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_two_processes_train_a_baseline_as_one_does(cache, tmp_path, name):
+    config = config_of(name, cache, tmp_path / "one", batch_size=4, devices="auto")
+    one = pretrain(config)
+    two = replace(config, output=tmp_path / "two")
+    done = torchrun("-m", "pgl", "pretrain", f"--config={written(two, tmp_path / 'config.yaml')}")
+    assert done.returncode == 0, done.stderr
+    both = [[line["loss"] for line in lines(run, "train")] for run in (one, two.output)]
+    assert len(both[0]) == 4 and both[1] == pytest.approx(both[0], abs=1e-4)
