@@ -24,7 +24,7 @@ def draw(entries: Sequence[dict[str, Any]], initialisations: Sequence[str], path
             max(columns * (_WIDTH + 0.85) + 0.4, 5.2),
             rows * (_HEIGHT + 0.95) + 0.85,
             "Dice over labels",
-            "Mean over seeds, bars of one standard deviation; the same network and budget from each start.",
+            "Mean over seeds, bars of one standard deviation;\nthe same network and budget from each start.",
         )
         for number, task in enumerate(tasks):
             row, column = divmod(number, columns)
@@ -33,6 +33,8 @@ def draw(entries: Sequence[dict[str, Any]], initialisations: Sequence[str], path
                 ax.set_title(task, loc="left", fontsize=10)
             for place, start in enumerate(initialisations):
                 own = [e for e in entries if e["task"] == task and e["initialisation"] == start]
+                if not own:
+                    continue
                 # Apart, so that bars do not hide one another.
                 shift = 1 + 0.03 * (place - (len(initialisations) - 1) / 2)
                 ax.errorbar(
@@ -50,6 +52,7 @@ def draw(entries: Sequence[dict[str, Any]], initialisations: Sequence[str], path
             ax.set_xscale("log")
             ax.set_xticks(counts, [str(count) for count in counts])
             ax.minorticks_off()
+            ax.set_xlim(counts[0] / 1.3, counts[-1] * 1.3)
             ax.set_xlabel("labelled training cases, log scale")
             ax.set_ylabel("Dice, points")
             ax.grid(axis="y", color="#e6e6e6", linewidth=0.7)

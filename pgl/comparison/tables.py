@@ -171,8 +171,10 @@ def notes(comparison: Comparison, done: Done) -> list[str]:
         "pretraining.",
         "Models Genesis takes its own intensities, HU in [−1000, 1000] scaled to [0, 1], in fine-tuning too.",
     ]
-    if seeds < 3:
-        told.append(f"Only {seeds} seed{'s' if seeds > 1 else ''}: the spread over seeds is hardly known.")
+    if seeds == 1:
+        told.append("One seed: nothing tells how much another seed changes; intervals are over cases alone.")
+    elif seeds < 3:
+        told.append(f"Only {seeds} seeds: the spread over seeds is hardly known.")
     if settings.pretrain_once and seeds > 1:
         told.append("Pretrained once: the spread over seeds is that of fine-tuning alone.")
     if done and len(done[0][1]["test"]) < 10:
