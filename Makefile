@@ -1,6 +1,6 @@
 # make demo   set everything up and run the main job on synthetic CT
 # make test   set everything up and run all tests
-# make lint, make format, make bench, make sanitize, make test-nnunet, make gpu-check, make clean
+# make lint, make format, make bench, make sanitize, make fuzz, make test-nnunet, make gpu-check, make clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +9,7 @@ DEMO ?= demo
 # Threads that native builds may use.
 export MAX_JOBS ?= $(shell nproc)
 
-.PHONY: demo test test-ops test-nnunet install lint format bench gpu-check sanitize clean
+.PHONY: demo test test-ops test-nnunet install lint format bench gpu-check sanitize fuzz clean
 
 # Build tools come first: the package is built against the torch in the environment, not in an isolated one.
 $(BIN)/python:
@@ -68,6 +68,10 @@ gpu-check:
 # The op tests on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: install
 	bash tests/sanitize.sh $(BIN)/python
+
+# The fuzzer under the sanitizers, on every set of kernels; a new seed each time.
+fuzz: install
+	bash tests/sanitize.sh $(BIN)/python --fuzz $(or $(FUZZ_CASES),20000)
 
 clean:
 	rm -rf build dist *.egg-info pgl_ops/*.so $(VENV)/.installed

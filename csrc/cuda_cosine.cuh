@@ -119,7 +119,7 @@ struct TilePlace {
 
 // Grid (tiles, samples).
 template <typename T, typename Target, int n, bool packed>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 2)
     cosine_forward_kernel(const CosineForwardParams<T, Target> params) {
   using A = Accumulate<T>;
   constexpr int rows = packed ? 1 : kTileWarps;
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 // Grid (tiles, samples).
 template <typename T, typename Target, int n, bool packed>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 2)
     cosine_backward_kernel(const CosineBackwardParams<T, Target> params) {
   using A = Accumulate<T>;
   using Group = ChannelGroup<T, n, packed>;

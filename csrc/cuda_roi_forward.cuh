@@ -27,7 +27,7 @@ struct StagedForwardParams {
 
 // Grid (height · blocks a row, depth, RoIs). The input's W must be less than kStageRoom<A, n>.
 template <typename T, int n, bool packed>
-__global__ void __launch_bounds__(kBlockThreads, n == 1 ? 4 : 0)
+__global__ void __launch_bounds__(kBlockThreads, n == 1 ? 4 : 2)
     staged_forward_kernel(const StagedForwardParams<T> params) {
   using A = Accumulate<T>;
   using Group = ChannelGroup<T, n, packed>;

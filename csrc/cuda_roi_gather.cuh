@@ -88,7 +88,7 @@ struct GatherBackwardParams {
 // Grid (height · blocks a row, depth, samples). Block: some items of the input row (sample, d, h). Each sums
 // over the RoIs in their order.
 template <typename T, int n, bool packed>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 2)
     gather_backward_kernel(const GatherBackwardParams<T> params) {
   using A = Accumulate<T>;
   __shared__ int32_t list[kBlockThreads];

@@ -201,7 +201,7 @@ def _pretrain(arguments: Namespace) -> int:
     from pgl.report import report_line
 
     pretrain(config)
-    if rank_zero_only.rank == 0:
+    if getattr(rank_zero_only, "rank", 0) == 0:
         print(report_line(config.output))
     return DONE
 

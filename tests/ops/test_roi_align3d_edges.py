@@ -220,3 +220,27 @@ def test_no_sample_to_read_makes_every_row_bad(backend):
             pgl_ops.roi_align3d(volume, boxes, 2)
     else:
         assert pgl_ops.roi_align3d(volume, boxes, 2).isnan().all()
+
+
+def test_a_volume_of_more_bytes_than_64_bits_count_is_read_where_it_lies(backend):
+    if backend.device.type == "cuda":
+        pytest.skip("the same arithmetic on the host for all devices; a GPU has nothing to add")
+    volume = torch.ones(1, dtype=torch.float64).expand(1, 1, 2**24, 2**24, 2**13)
+    out = pgl_ops.roi_align3d(volume, torch.tensor([[0, 0, 0, 0, 3.0, 3.0, 3.0]]), 1)
+    assert out.item() == 1
+
+
+def test_one_bin_over_a_very_long_row_takes_time_and_memory_as_the_row_does(backend):
+    width = 2**18
+    volume = on(backend.device, torch.arange(width, dtype=torch.float64)[None, None, None, None])
+    boxes = on(backend.device, torch.tensor([[0, 0, 0, 0, 1.0, 1.0, width]]))
+    # Bins of one voxel's samples, adaptive: the mean of all voxels. Pairs of windows and taps would be 2 GB.
+    out = pgl_ops.roi_align3d(volume, boxes, 1)
+    torch.testing.assert_close(out.item(), (width - 1) / 2, rtol=1e-12, atol=0)
+
+
+def test_a_box_whose_length_overflows_is_refused():
+    boxes = torch.tensor([[0, -1e308, 0, 0, 1e308, 1, 1]], dtype=torch.float64)
+    for op in (pgl_ops.roi_align3d, pgl_ops.reference.roi_align3d):
+        with pytest.raises(ValueError, match=r"boxes\[0\].*expected finite values"):
+            op(torch.ones(1, 1, 3, 3, 3), boxes, 2, spatial_scale=(1e-305, 1, 1))
