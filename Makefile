@@ -32,9 +32,10 @@ install: $(VENV)/.installed
 demo: install
 	$(BIN)/python -m pgl.demo --output $(DEMO)
 
-# Two processes with a thread each: the tests that are about threads set their number themselves.
+# Two processes with a thread each: the tests that are about threads set their number themselves. UTF-8 whatever
+# a library makes of the locale of the process that runs the tests.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	PYTHONUTF8=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-ops: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/ops

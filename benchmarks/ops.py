@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+# Also to be run as `python benchmarks/ops.py`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 # The profiler, which counts memory here, otherwise says on the terminal whenever it starts and stops.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 import torch

@@ -98,25 +98,34 @@ inline int64_t stage_pitch(int64_t length, int64_t channels) {
   return channels == 1 ? length : (length + kLanes - 1) / kLanes * kLanes + kLanes;
 }
 
+// How the D stage leaves its rows.
+struct PlaneRows {
+  int64_t pitch;
+  bool with_gaps;  // as in the source, whose pitch this is
+};
+
 // What the D stage leaves: rows `pitch` elements apart. Where the source's rows follow each other closely,
 // they are taken with the gaps between them, many short rows as a single long one.
 template <typename T>
-inline int64_t plane_pitch(const Source<T>& source, const AxisTaps<Accumulate<T>>& axis_w, int64_t most_gap) {
+inline PlaneRows plane_rows(const Source<T>& source, const AxisTaps<Accumulate<T>>& axis_w,
+                            int64_t most_gap) {
   const int64_t length = axis_w.slots * source.channels, gap = source.stride[1] - length;
   const bool one_run =
       axis_w.slots > 0 && axis_w.source[axis_w.slots - 1] - axis_w.source[0] == axis_w.slots - 1;
   const bool closely = source.channels == 1 && one_run && source.rows_in_one_piece() && gap >= 0;
-  return closely && gap <= most_gap ? source.stride[1] : stage_pitch(length, source.channels);
+  if (closely && gap <= most_gap) return {source.stride[1], true};
+  return {stage_pitch(length, source.channels), false};
 }
 
 // Elements before a contiguous plane's rows that are read with them, so that vectors begin at cache lines: a
 // load across two lines takes twice the time.
 template <typename T>
-inline int64_t plane_lead(const Source<T>& source, int64_t pitch, const AxisTaps<Accumulate<T>>& axis_h,
-                          const AxisTaps<Accumulate<T>>& axis_w, const LaneTaps<Accumulate<T>>& lanes) {
+inline int64_t plane_lead(const Source<T>& source, const PlaneRows& plane,
+                          const AxisTaps<Accumulate<T>>& axis_h, const AxisTaps<Accumulate<T>>& axis_w,
+                          const LaneTaps<Accumulate<T>>& lanes) {
   constexpr int64_t line = 64 / sizeof(T);
-  if (source.channels != 1 || lanes.rows > 1 || pitch != source.stride[1] || pitch % line != 0 ||
-      source.stride[0] % line != 0 || sizeof(T) != sizeof(Accumulate<T>)) {
+  if (!plane.with_gaps || lanes.rows > 1 || plane.pitch % line != 0 || source.stride[0] % line != 0 ||
+      sizeof(T) != sizeof(Accumulate<T>)) {
     return 0;
   }
   const int64_t before = axis_h.source[0] * source.stride[1] + axis_w.source[0];
@@ -127,11 +136,13 @@ inline int64_t plane_lead(const Source<T>& source, int64_t pitch, const AxisTaps
 
 // The D stage: the rows of some slots of axis_h, summed over the planes, with `lead` elements before each.
 template <typename T>
-inline void combine_planes(Accumulate<T>* to, int64_t pitch, int64_t lead, const Rows<Accumulate<T>>& planes,
-                           const Source<T>& source, const AxisTaps<Accumulate<T>>& axis_h, Range slots,
+inline void combine_planes(Accumulate<T>* to, const PlaneRows& plane, int64_t lead,
+                           const Rows<Accumulate<T>>& planes, const Source<T>& source,
+                           const AxisTaps<Accumulate<T>>& axis_h, Range slots,
                            const AxisTaps<Accumulate<T>>& axis_w) {
   const int64_t length = axis_w.slots * source.channels;
-  if (pitch == source.stride[1] && source.rows_in_one_piece()) {
+  const int64_t pitch = plane.pitch;
+  if (plane.with_gaps) {
     for_each_run(axis_h, slots.begin, slots.end, [&](int64_t slot, int64_t rows) {
       const T* base =
           source.data + axis_h.source[slot] * source.stride[1] + axis_w.source[0] * source.stride[2];
@@ -231,7 +242,7 @@ inline int64_t tile_end(const Source<T>& source, const RoiTaps<Accumulate<T>>& r
                         int64_t most_rows) {
   const auto &axis_h = roi.axes[1], &axis_w = roi.axes[2];
   const int64_t length = axis_w.slots * source.channels + kMostGap;
-  const int64_t pitch = plane_pitch(source, axis_w, kMostGap);
+  const int64_t pitch = plane_rows(source, axis_w, kMostGap).pitch;
   const int64_t most = is_streamed(source, roi)
                            ? larger(streamed_elements<Accumulate<T>>, stage_elements<Accumulate<T>>(pitch))
                            : stage_elements<Accumulate<T>>(pitch);
@@ -263,14 +274,14 @@ inline void align_tile(const Target<O>& to, const Source<T>& source, int64_t n,
     }
     return;
   }
-  const int64_t plane_row = plane_pitch(source, axis_w, kMostGap);
+  const PlaneRows plane = plane_rows(source, axis_w, kMostGap);
   const bool read_in_place = planes.count == 1 && planes.weight[0] == 1;
-  const int64_t lead = read_in_place ? 0 : plane_lead(source, plane_row, axis_h, axis_w, roi.lanes);
+  const int64_t lead = read_in_place ? 0 : plane_lead(source, plane, axis_h, axis_w, roi.lanes);
   const int64_t pitch = row_pitch(lead + length, source.channels, roi.lanes);
   const bool whole_rows = source.channels == 1 && source.stride[2] == 1;
   const Range slots = slots_of(axis_h, tile.begin, tile.end);
-  const int64_t n_planes = (slots.end - slots.begin) * plane_row, n_rows = count * pitch;
-  const int64_t most = n > 1 ? channels_in_flight<A>(n_planes, n_rows, plane_row) : 1;
+  const int64_t n_planes = (slots.end - slots.begin) * plane.pitch, n_rows = count * pitch;
+  const int64_t most = n > 1 ? channels_in_flight<A>(n_planes, n_rows, plane.pitch) : 1;
   for (int64_t first = 0; first < n; first += most) {
     const int64_t some = smaller(most, n - first);
     Source<T> from = source;
@@ -294,13 +305,13 @@ inline void align_tile(const Target<O>& to, const Source<T>& source, int64_t n,
       for (int64_t c = 0; c < some; ++c) {
         Source<T> channel = from;
         channel.data += c * from.channel_stride;
-        combine_planes(stages.planes + c * (n_planes + kRowPadding), plane_row, lead, planes, channel, axis_h,
+        combine_planes(stages.planes + c * (n_planes + kRowPadding), plane, lead, planes, channel, axis_h,
                        slots, axis_w);
       }
       for (int64_t c = 0; c < some; ++c) {
         combine_each<false>(stages.rows + c * (n_rows + kRowPadding), pitch,
-                            stages.planes + c * (n_planes + kRowPadding) - slots.begin * plane_row, axis_h,
-                            axis_h.slot, tile.begin, count, plane_row, lead + length);
+                            stages.planes + c * (n_planes + kRowPadding) - slots.begin * plane.pitch, axis_h,
+                            axis_h.slot, tile.begin, count, plane.pitch, lead + length);
       }
     }
     for (int64_t c = 0; c < some; ++c) {
@@ -381,25 +392,25 @@ inline bool add_roi(const Target<Accumulate<T>>& to, const Source<T>& source, in
   const Range slots = slots_of(axis_h, rows.begin - axis_h.first, rows.end - axis_h.first);
   if (slots.begin == slots.end) return false;
 
-  const int64_t plane_row = plane_pitch(source, axis_w, roi.lanes.rows > 1 ? 0 : kMostGap);
+  const PlaneRows plane = plane_rows(source, axis_w, roi.lanes.rows > 1 ? 0 : kMostGap);
   const int64_t length = axis_w.count * source.channels, n_slots = slots.end - slots.begin;
   const int64_t row = stage_pitch(length, source.channels);
-  const int64_t n_planes = n_slots * plane_row, n_rows = n_slots * row;
+  const int64_t n_planes = n_slots * plane.pitch, n_rows = n_slots * row;
   const int64_t before = axis_w.first * source.channels, after = to.row - before - length;
   const int64_t first_row = rows.begin - tile.begin, count = rows.end - rows.begin;
-  const int64_t most = n > 1 ? channels_in_flight<A>(n_planes, n_rows, larger(plane_row, length)) : 1;
+  const int64_t most = n > 1 ? channels_in_flight<A>(n_planes, n_rows, larger(plane.pitch, length)) : 1;
   for (int64_t first = 0; first < n; first += most) {
     const int64_t some = smaller(most, n - first);
     for (int64_t c = 0; c < some; ++c) {
       Source<T> channel = source;
       channel.data += (first + c) * source.channel_stride;
-      combine_planes(stages.planes + c * (n_planes + kRowPadding), plane_row, 0, planes, channel, axis_h,
-                     slots, axis_w);
+      combine_planes(stages.planes + c * (n_planes + kRowPadding), plane, 0, planes, channel, axis_h, slots,
+                     axis_w);
     }
     for (int64_t c = 0; c < some; ++c) {
       contract_rows(stages.rows + c * (n_rows + kRowPadding), row, source.channels,
-                    stages.planes + c * (n_planes + kRowPadding), plane_row, n_slots, source.channels, axis_w,
-                    roi.lanes);
+                    stages.planes + c * (n_planes + kRowPadding), plane.pitch, n_slots, source.channels,
+                    axis_w, roi.lanes);
     }
     for (int64_t c = 0; c < some; ++c) {
       A* sum = to.data + (first + c) * to.channel;
