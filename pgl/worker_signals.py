@@ -22,10 +22,12 @@ def shielded_children() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    # Its first start unblocks both signals.
-    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, set(STOPPING))
     try:
+        # multiprocessing's own helper process ignores the first two, and would die of the third; its start
+        # unblocks the first two here.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, set(STOPPING))
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
