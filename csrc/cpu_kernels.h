@@ -115,7 +115,7 @@ struct CosineBackward {
   int64_t samples, channels, voxels;
 };
 
-// The fused loss: the target is aligned row by row and never stored. Voxels are those of the prediction
+// The fused loss: the target is aligned tile by tile and never stored as a whole. Voxels are those of the prediction
 // Tensor[K, C, d, h, w]; `cosine.target` is unused.
 template <typename T>
 struct AlignedCosine {
