@@ -115,8 +115,8 @@ struct CosineBackward {
   int64_t samples, channels, voxels;
 };
 
-// The fused loss: the target is aligned tile by tile and never stored as a whole. Voxels are those of the prediction
-// Tensor[K, C, d, h, w]; `cosine.target` is unused.
+// The fused loss: the target is aligned tile by tile and never stored as a whole. Voxels are those of the
+// prediction Tensor[K, C, d, h, w]; `cosine.target` is unused.
 template <typename T>
 struct AlignedCosine {
   Volume<const T> prediction, features;

@@ -262,6 +262,4 @@ def test_rows_with_any_stride_are_read_right_where_their_pitch_is_a_cache_line(b
     turned = random_volume((6, 16, 8, 8, 2)).permute(4, 3, 0, 2, 1)
     boxes = torch.tensor([[0, 1.3, 2.2, 0, 3.1, 6.4, 16]], dtype=torch.float64)
     for volume in (expanded, turned):
-        assert_forward_exact(
-            pgl_ops.roi_align3d, backend.device, volume, boxes, (2, 3, 16), sampling_ratio=1
-        )
+        assert_forward_exact(pgl_ops.roi_align3d, backend.device, volume, boxes, (2, 3, 16), sampling_ratio=1)
