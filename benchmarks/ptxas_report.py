@@ -18,7 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("roi_align3d.cu", "voxel_cosine_loss.cu", "aligned_cosine_loss3d.cu")
-HOT = ("staged_forward_kernel", "staged_backward_kernel", "cosine_forward_kernel", "cosine_backward_kernel")
+HOT = ("forward_kernel", "backward_kernel", "backward_many_kernel", "cosine_", "aligned_")
 # As in CMakeLists.txt.
 FLAGS = (
     "-O3", "-DNDEBUG", "-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000", "--extended-lambda",

@@ -108,6 +108,12 @@ def roi_workloads(gpu: bool) -> list[RoiWorkload]:
     ]
 
 
+def normal(shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Tensor:
+    """Normal numbers, drawn on the device."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+
 def roi_cases(work: RoiWorkload, dtype: torch.dtype, layout: str, device: torch.device, peers: set[str]):
     """Forward and backward of one workload."""
     generator = torch.Generator().manual_seed(0)
@@ -116,7 +122,7 @@ def roi_cases(work: RoiWorkload, dtype: torch.dtype, layout: str, device: torch.
         dtype = torch.int16
         volume = torch.randint(-1000, 1500, shape, generator=generator, dtype=torch.int16)
     else:
-        volume = torch.randn(shape, generator=generator).to(dtype)
+        volume = normal(shape, dtype, device)
     if layout == "channels_last":
         volume = volume.to(memory_format=torch.channels_last_3d)
     volume = volume.to(device)
@@ -160,7 +166,7 @@ def roi_cases(work: RoiWorkload, dtype: torch.dtype, layout: str, device: torch.
     if work.integer:
         return
     # Laid out like the result, as a network hands it back.
-    gradient = torch.empty_like(out).copy_(torch.randn(out.shape, generator=generator))
+    gradient = torch.empty_like(out).copy_(normal(out.shape, out.dtype, device, 1))
 
     def backward_of(f: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         leaf = volume.detach().clone(memory_format=torch.preserve_format).requires_grad_()
@@ -228,8 +234,7 @@ def loss_cases(device: torch.device, dtype: torch.dtype, layout: str, peers: set
     """The cosine loss, forward and backward together, and the aligned loss against its parts."""
     scale = 8 if gpu else 1
     for shape in ((8 * scale, 256, 4, 16, 16), (2 * scale, 32, 16, 96, 96)):
-        generator = torch.Generator().manual_seed(0)
-        tensors = [torch.randn(shape, generator=generator).to(dtype) for _ in range(2)]
+        tensors = [normal(shape, dtype, device, seed) for seed in range(2)]
         if layout == "channels_last":
             tensors = [x.to(memory_format=torch.channels_last_3d) for x in tensors]
         prediction, target = (x.to(device) for x in tensors)
@@ -251,8 +256,8 @@ def loss_cases(device: torch.device, dtype: torch.dtype, layout: str, peers: set
         )  # fmt: skip
     for work in roi_workloads(gpu)[:2]:
         generator = torch.Generator().manual_seed(0)
-        features = torch.randn((work.samples, work.channels, *work.size), generator=generator).to(dtype)
-        prediction = torch.randn((work.samples, work.channels, *work.output), generator=generator).to(dtype)
+        features = normal((work.samples, work.channels, *work.size), dtype, device)
+        prediction = normal((work.samples, work.channels, *work.output), dtype, device, 1)
         if layout == "channels_last":
             features = features.to(memory_format=torch.channels_last_3d)
             prediction = prediction.to(memory_format=torch.channels_last_3d)

@@ -1,70 +1,50 @@
-// The aligned cosine loss on CUDA: the kernels of cuda_cosine.cuh over targets that are aligned in registers.
-#include <limits>
-
+// The aligned cosine loss on CUDA; the kernels are in cuda_aligned.cuh.
 #include "aligned_cosine_loss3d.h"
-#include "cuda_cosine.cuh"
-#include "cuda_volume.cuh"
+#include "cuda_aligned.cuh"
 
 namespace pgl_ops {
 namespace {
-
-// Features aligned on the fly: voxel v of RoI k.
-template <typename T>
-struct AlignedTarget {
-  using A = Accumulate<T>;
-  DeviceVolume<const T> features;
-  DeviceTaps<A> taps;
-  int32_t height, width;  // of the prediction
-
-  struct Voxel {
-    const AlignedTarget* target;
-    const T* base;  // null where the RoI cannot be sampled
-    int64_t roi;
-    int32_t d, h, w;
-
-    __device__ A operator()(int64_t channel) const {
-      A value[1];
-      load<ChannelGroup<T, 1, false>>(channel, 1, value);
-      return value[0];
-    }
-
-    // A group of channels is aligned at once: the taps are read once for all of them.
-    template <typename Group>
-    __device__ void load(int64_t channel, int count, A* values) const {
-#pragma unroll
-      for (int i = 0; i < Group::size; ++i) {
-        values[i] = base == nullptr && i < count ? std::numeric_limits<A>::quiet_NaN() : A(0);
-      }
-      if (base == nullptr) return;
-      const int64_t* stride = target->features.stride;
-      contract<Group>(target->taps, roi, d, h, w, base + channel * stride[1], stride, count, values);
-    }
-  };
-
-  __device__ Voxel voxel(int64_t roi, int64_t v) const {
-    const int64_t sample = taps.sample[roi];
-    const int32_t row = static_cast<int32_t>(v) / width, d = row / height;
-    return {this,
-            sample < 0 ? nullptr : features.data + sample * features.stride[0],
-            roi,
-            d,
-            row - d * height,
-            static_cast<int32_t>(v) - row * width};
-  }
-};
 
 LossShape aligned_loss_shape(const Tensor& prediction) {
   const LossShape shape = loss_shape(prediction);
   check_argument(shape.voxels < 1ll << 31, "prediction must have less than 2^31 voxels a RoI, got ",
                  shape_text(prediction));
+  check_argument(shape.channels < (1ll << 31) - 64, "prediction must have less than 2^31 - 64 channels, got ",
+                 shape_text(prediction));
   return shape;
 }
 
-template <typename T>
-AlignedTarget<T> aligned_target(const Tensor& prediction, const Tensor& features,
-                                const DeviceTaps<Accumulate<T>>& taps) {
-  return {device_volume(static_cast<const T*>(features.const_data_ptr()), features), taps,
-          static_cast<int32_t>(prediction.size(3)), static_cast<int32_t>(prediction.size(4))};
+// Calls run(n, packed, params) for n channels at a time, compile-time constants, as vectors where all tensors
+// allow. `gradient`: its data may be null.
+template <typename T, typename Run>
+void with_aligned(const LaunchContext& context, const Tensor& prediction, const Tensor& features,
+                  const RoiGeometry& geometry, const TapsParams& taps, const LossShape& shape,
+                  const DeviceFeatures<T>& gradient, Run run) {
+  using A = Accumulate<T>;
+  const auto predicted = device_features(static_cast<const T*>(prediction.const_data_ptr()), prediction);
+  const auto with_groups = [&](auto n, auto packed) {
+    const int64_t size[3] = {prediction.size(2), prediction.size(3), prediction.size(4)};
+    // A voxel without channels has a loss too.
+    const int64_t groups = std::max<int64_t>(1, ceil_divide(shape.channels, n));
+    const MarchTile tile =
+        MarchTile(groups, size, packed, geometry.n_rois).with_all_groups(size[0], kAlignedDepth<A>);
+    const LaunchTaps<A> launch_taps(context, geometry, taps, tile, prediction);
+    run(n, packed,
+        AlignedParams<T>{device_volume(static_cast<const T*>(features.const_data_ptr()), features), predicted,
+                         launch_taps.source(), geometry.n_rois, static_cast<int32_t>(shape.channels),
+                         static_cast<int32_t>(groups), static_cast<int32_t>(size[0]),
+                         static_cast<int32_t>(size[1]), static_cast<int32_t>(size[2]),
+                         has_small_planes(features, sizeof(T)), tile});
+  };
+  if constexpr (sizeof(T) <= 4) {
+    constexpr int n = kVectorBytes / sizeof(T);
+    // Vectors are moved whole, so there must be one.
+    if (shape.channels > 0 && can_pack(features, n, sizeof(T)) && can_move(predicted, n, shape, true) &&
+        can_move(gradient, n, shape, true)) {
+      return with_groups(std::integral_constant<int, n>{}, std::true_type{});
+    }
+  }
+  with_groups(std::integral_constant<int, 4>{}, std::false_type{});
 }
 
 std::tuple<Tensor, Tensor, Tensor> aligned_cosine_loss3d_cuda(Tensor prediction, Tensor features,
@@ -84,11 +64,17 @@ std::tuple<Tensor, Tensor, Tensor> aligned_cosine_loss3d_cuda(Tensor prediction,
   std::optional<LossOutputs> outputs;
   dispatch_dtype<false>("prediction", prediction.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    const TapsWorkspace<Accumulate<T>> workspace(geometry, false, p);
-    build_forward_taps(context, taps_params(geometry, boxes, flips), geometry.n_rois, workspace.taps());
-    outputs = run_cosine_forward<T>(
-        context, p, aligned_target<T>(prediction, features, workspace.taps()),
-        [&](int n) { return can_pack(features, n, sizeof(T)); }, shape, weights, how, eps, save);
+    using A = Accumulate<T>;
+    with_aligned<T>(context, p, features, geometry, taps_params(geometry, boxes, flips), shape, {},
+                    [&](auto n, auto packed, const AlignedParams<T>& params) {
+                      const dim3 grid = grid_for(params.tile.blocks(), 1, geometry.n_rois);
+                      outputs =
+                          run_loss<A>(context, p, shape, {weights, how, eps, save}, int64_t{grid.x} * grid.z,
+                                      [&](const LossWriter<A>& writer) {
+                                        launch(context, grid, kBlockThreads,
+                                               aligned_forward_kernel<T, n(), packed()>, params, writer);
+                                      });
+                    });
   });
   return {outputs->loss, outputs->saved, outputs->divisor};
 }
@@ -108,13 +94,15 @@ Tensor aligned_cosine_loss3d_backward_cuda(Tensor grad, Tensor prediction, Tenso
   Tensor grad_prediction = empty_gradient(prediction);
   dispatch_dtype<false>("prediction", prediction.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    const TapsWorkspace<Accumulate<T>> workspace(geometry, false, p);
-    build_forward_taps(context, taps_params(geometry, boxes, flips), geometry.n_rois, workspace.taps());
-    auto params = cosine_backward_params<T>(g, p, aligned_target<T>(prediction, features, workspace.taps()),
-                                            shape, weights, saved, divisor, how);
-    params.grad_prediction =
+    using A = Accumulate<T>;
+    const auto gradient =
         device_features(static_cast<T*>(grad_prediction.mutable_data_ptr()), grad_prediction);
-    run_cosine_backward<T>(context, params, [&](int n) { return can_pack(features, n, sizeof(T)); }, shape);
+    with_aligned<T>(context, p, features, geometry, taps_params(geometry, boxes, flips), shape, gradient,
+                    [&](auto n, auto packed, const AlignedParams<T>& params) {
+                      launch(context, grid_for(params.tile.blocks(), 1, geometry.n_rois), kBlockThreads,
+                             aligned_backward_kernel<T, n(), packed()>, params,
+                             gradient_source<A>(g, weights, saved, divisor, how, shape), gradient);
+                    });
   });
   return grad_prediction;
 }

@@ -1,5 +1,4 @@
-// What the kernels of roi_align3d.cu share: vectors of channels and tap lists in shared memory, the list of
-// the RoIs that touch a row, and how a row's channels are split over blocks.
+// What cuda_roi_backward_many.cuh keeps in shared memory, and how a row's channels are split over blocks.
 #pragma once
 
 #include <algorithm>
@@ -30,46 +29,23 @@ struct alignas(16) TapPair {
   A weight;
 };
 
-// One tap along W.
-template <typename A>
-struct alignas(2 * sizeof(A)) RowTap {
-  A weight;
-  int32_t source;
-};
-
 namespace {
-
-// The taps of destination t of one RoI and axis.
-template <typename A>
-struct TapRow {
-  const int32_t* source;
-  const A* weight;
-  int32_t count;
-
-  __device__ TapRow(const DeviceAxisTaps<A>& axis, int64_t roi, int32_t t) {
-    const int32_t* offset = axis.offset + roi * (axis.destinations + 1ll) + t;
-    const int64_t first = roi * axis.capacity + offset[0];
-    source = axis.source + first;
-    weight = axis.weight + first;
-    count = offset[1] - offset[0];
-  }
-};
 
 // All pairs of a tap along D and one along H.
 template <typename A>
 struct TapPairs {
-  TapRow<A> along_d, along_h;
+  TapList<A> along_d, along_h;
   int64_t count;
 
   __device__ TapPairs(const DeviceTaps<A>& taps, int64_t roi, int32_t d, int32_t h)
-      : along_d(taps.axes[0], roi, d),
-        along_h(taps.axes[1], roi, h),
+      : along_d(taps.axes[0].row(roi, d)),
+        along_h(taps.axes[1].row(roi, h)),
         count(int64_t{along_d.count} * along_h.count) {}
 
   __device__ TapPair<A> pair(int64_t i, const int64_t* stride) const {
-    const int64_t d = i / along_h.count, h = i - d * along_h.count;
-    return {along_d.source[d] * stride[2] + along_h.source[h] * stride[3],
-            along_d.weight[d] * along_h.weight[h]};
+    const int64_t d = i / along_h.count;
+    const Tap<A> one = along_d.taps[d], other = along_h.taps[i - d * along_h.count];
+    return {one.source * stride[2] + other.source * stride[3], one.weight * other.weight};
   }
 };
 
@@ -85,34 +61,6 @@ __device__ inline void combine_rows(const TapPair<A>* pairs, int count, const T*
 #pragma unroll
     for (int c = 0; c < Group::size; ++c) sum[c] += pair.weight * loaded[c];
   }
-}
-
-// Appends the RoIs of [first, first + blockDim.x) that touch row (sample, d, h) between `low` and `high` to
-// `list`, in their order.
-template <typename A>
-__device__ inline int32_t list_rois(const DeviceTaps<A>& taps, int64_t n_rois, int64_t first, int64_t sample,
-                                    int32_t d, int32_t h, int32_t low, int32_t high, int32_t* list) {
-  __shared__ int32_t warp_counts[kBlockThreads / kWarpThreads];
-  const int64_t k = first + threadIdx.x;
-  bool touches = k < n_rois && taps.sample[k] == sample;
-  if (touches) {
-    const int32_t *along_d = taps.axes[0].interval + 2 * k, *along_h = taps.axes[1].interval + 2 * k,
-                  *along_w = taps.axes[2].interval + 2 * k;
-    touches = d >= along_d[0] && d < along_d[1] && h >= along_h[0] && h < along_h[1] && low < along_w[1] &&
-              along_w[0] < high;
-  }
-  const unsigned lanes = __ballot_sync(0xffffffffu, touches);
-  const int warp = threadIdx.x / kWarpThreads, lane = threadIdx.x % kWarpThreads;
-  if (lane == 0) warp_counts[warp] = __popc(lanes);
-  __syncthreads();
-  int32_t place = __popc(lanes & ((1u << lane) - 1u)), total = 0;
-  for (int i = 0; i < static_cast<int>(blockDim.x) / kWarpThreads; ++i) {
-    place += i < warp ? warp_counts[i] : 0;
-    total += warp_counts[i];
-  }
-  if (touches) list[place] = static_cast<int32_t>(k - first);
-  __syncthreads();
-  return total;
 }
 
 template <int n, typename A>

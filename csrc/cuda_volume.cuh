@@ -26,31 +26,53 @@ constexpr int kVectorBytes = 16;
 template <typename T, int n, bool packed>
 struct ChannelGroup {
   static constexpr int size = n;
-  struct alignas(packed ? n * sizeof(T) : sizeof(T)) Pack {
+  // As they lie in memory.
+  struct alignas(packed ? n * sizeof(T) : sizeof(T)) Raw {
     T values[n];
   };
 
   // The `count` channels from `at`, `stride` apart; the others are left as they are.
-  __device__ static void load(const T* at, int64_t stride, int count, Accumulate<T>* values) {
+  __device__ static void fetch(const T* at, int64_t stride, int count, Raw* raw) {
     if constexpr (packed) {
-      const Pack pack = *reinterpret_cast<const Pack*>(at);
-#pragma unroll
-      for (int i = 0; i < n; ++i) values[i] = widen(pack.values[i]);
+      *raw = *reinterpret_cast<const Raw*>(at);
     } else {
 #pragma unroll
       for (int i = 0; i < n; ++i) {
-        if (i < count) values[i] = widen(at[i * stride]);
+        if (i < count) raw->values[i] = at[i * stride];
       }
     }
+  }
+
+  __device__ static void widen_all(const Raw& raw, int count, Accumulate<T>* values) {
+    if constexpr (packed && sizeof(T) == 2) {
+#pragma unroll
+      for (int i = 0; i < n; i += 2) widen_pair(raw.values + i, values + i);
+    } else {
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        if (packed || i < count) values[i] = widen(raw.values[i]);
+      }
+    }
+  }
+
+  __device__ static void load(const T* at, int64_t stride, int count, Accumulate<T>* values) {
+    Raw raw;
+    fetch(at, stride, count, &raw);
+    widen_all(raw, count, values);
   }
 
   template <typename A>
   __device__ static void store(T* at, int64_t stride, int count, const A* values) {
     if constexpr (packed) {
-      Pack pack;
+      Raw raw;
+      if constexpr (sizeof(T) == 2) {
 #pragma unroll
-      for (int i = 0; i < n; ++i) pack.values[i] = Narrow<T>::from(values[i]);
-      *reinterpret_cast<Pack*>(at) = pack;
+        for (int i = 0; i < n; i += 2) narrow_pair(values + i, raw.values + i);
+      } else {
+#pragma unroll
+        for (int i = 0; i < n; ++i) raw.values[i] = Narrow<T>::from(values[i]);
+      }
+      *reinterpret_cast<Raw*>(at) = raw;
     } else {
 #pragma unroll
       for (int i = 0; i < n; ++i) {
@@ -70,31 +92,26 @@ inline bool can_pack(const Tensor& tensor, int n, size_t size) {
   return true;
 }
 
-// sum[i] += Σ over the taps of destination (d, h, w) of weight · source, for a group of channels that starts
-// at `base`. The one contraction that forward, backward and the fused loss share.
+// sum[i] += Σ over the taps of one destination of weight · source, for a group of channels that starts at
+// `base`.
 template <typename Group, typename T, typename A>
-__device__ inline void contract(const DeviceTaps<A>& taps, int64_t roi, int32_t d, int32_t h, int32_t w,
-                                const T* base, const int64_t* stride, int count, A* sum) {
-  const DeviceAxisTaps<A>&axis_d = taps.axes[0], &axis_h = taps.axes[1], &axis_w = taps.axes[2];
-  const int32_t* offset_d = axis_d.offset + roi * (axis_d.destinations + 1ll) + d;
-  const int32_t* offset_h = axis_h.offset + roi * (axis_h.destinations + 1ll) + h;
-  const int32_t* offset_w = axis_w.offset + roi * (axis_w.destinations + 1ll) + w;
-  const int64_t row_d = roi * axis_d.capacity, row_h = roi * axis_h.capacity, row_w = roi * axis_w.capacity;
+__device__ inline void contract(const TapList<A>& along_d, const TapList<A>& along_h,
+                                const TapList<A>& along_w, const T* base, const int64_t* stride, int count,
+                                A* sum) {
   A loaded[Group::size] = {};
 #pragma unroll 1
-  for (int32_t i = offset_d[0]; i < offset_d[1]; ++i) {
-    const T* plane = base + axis_d.source[row_d + i] * stride[2];
-    const A weight_d = axis_d.weight[row_d + i];
+  for (int32_t i = 0; i < along_d.count; ++i) {
+    const T* plane = base + along_d.taps[i].source * stride[2];
 #pragma unroll 1
-    for (int32_t j = offset_h[0]; j < offset_h[1]; ++j) {
-      const T* row = plane + axis_h.source[row_h + j] * stride[3];
-      const A weight_dh = weight_d * axis_h.weight[row_h + j];
+    for (int32_t j = 0; j < along_h.count; ++j) {
+      const T* row = plane + along_h.taps[j].source * stride[3];
+      const A weight_dh = along_d.taps[i].weight * along_h.taps[j].weight;
 #pragma unroll 2
-      for (int32_t m = offset_w[0]; m < offset_w[1]; ++m) {
-        const A weight = weight_dh * axis_w.weight[row_w + m];
-        Group::load(row + axis_w.source[row_w + m] * stride[4], stride[1], count, loaded);
+      for (int32_t m = 0; m < along_w.count; ++m) {
+        const Tap<A> tap = along_w.taps[m];
+        Group::load(row + tap.source * stride[4], stride[1], count, loaded);
 #pragma unroll
-        for (int c = 0; c < Group::size; ++c) sum[c] += weight * loaded[c];
+        for (int c = 0; c < Group::size; ++c) sum[c] += weight_dh * tap.weight * loaded[c];
       }
     }
   }

@@ -5,7 +5,10 @@
 #define PGL_OPS_NAMESPACE pgl_ops
 #endif
 
-STABLE_TORCH_LIBRARY(PGL_OPS_NAMESPACE, m) {
+// torch 2.10 makes a string of the namespace as it is written: this puts the name in first.
+#define PGL_OPS_LIBRARY(ns, m) STABLE_TORCH_LIBRARY(ns, m)
+
+PGL_OPS_LIBRARY(PGL_OPS_NAMESPACE, m) {
   m.def(
       "roi_align3d(Tensor input, Tensor boxes, SymInt[3] output_size, float[3] spatial_scale, "
       "int[3] sampling_ratio, bool aligned, Tensor? flips) -> Tensor");

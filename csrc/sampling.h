@@ -61,25 +61,39 @@ PGL_HOST_DEVICE double rounded_add(double a, double b) {
 #endif
 }
 
+// x / n, where a division by 1, 2 or 4 is a product with the same result, in a fraction of the time.
+PGL_HOST_DEVICE double divide(double x, int32_t n) {
+  if (n == 1) return x;
+  if (n == 2) return x * 0.5;
+  if (n == 4) return x * 0.25;
+  return x / n;
+}
+
 PGL_HOST_DEVICE AxisSampling sample_axis(const Axis& axis, double lo, double hi) {
   AxisSampling sampling;
   sampling.start = rounded_add(rounded_multiply(axis.scale, lo), axis.aligned ? -0.5 : 0.0);
   double length = rounded_multiply(axis.scale, rounded_add(hi, -lo));
   if (!axis.aligned && length < 1.0) length = 1.0;
-  sampling.bin_size = length / axis.bins;
+  sampling.bin_size = divide(length, axis.bins);
   sampling.grid = axis.ratio > 0 ? axis.ratio : static_cast<int32_t>(ceil(sampling.bin_size));
   return sampling;
 }
 
 PGL_HOST_DEVICE double sample_position(const AxisSampling& sampling, int32_t bin, int32_t i) {
   const double bin_start = rounded_add(sampling.start, rounded_multiply(bin, sampling.bin_size));
-  return rounded_add(bin_start, rounded_multiply(i + 0.5, sampling.bin_size) / sampling.grid);
+  return rounded_add(bin_start, divide(rounded_multiply(i + 0.5, sampling.bin_size), sampling.grid));
 }
 
 // Positions are monotonic in i, so bisection finds the ends without visiting the samples outside: the time
 // does not grow with the box.
 PGL_HOST_DEVICE SampleRange counting_samples(const Axis& axis, const AxisSampling& sampling, int32_t bin) {
   const bool ascending = sampling.bin_size >= 0;
+  // Nearly always all of them count, which the two ends tell.
+  const double one_end = sample_position(sampling, bin, 0);
+  const double other_end = sample_position(sampling, bin, sampling.grid - 1);
+  if ((ascending ? one_end : other_end) >= -1.0 && (ascending ? other_end : one_end) <= axis.size) {
+    return {0, sampling.grid};
+  }
   SampleRange range{0, 0};
   for (int end = 0; end < 2; ++end) {
     int32_t low = 0, high = sampling.grid;  // the answer lies in [low, high]
@@ -120,9 +134,9 @@ PGL_HOST_DEVICE void for_each_tap(const Axis& axis, const AxisSampling& sampling
       fraction = 0.0;
     }
     if (low != voxel) {
-      if (here != 0.0) emit(voxel, here / sampling.grid);
+      if (here != 0.0) emit(voxel, divide(here, sampling.grid));
       if (low != voxel + 1 || voxel < 0) {
-        if (next != 0.0) emit(voxel + 1, next / sampling.grid);
+        if (next != 0.0) emit(voxel + 1, divide(next, sampling.grid));
         here = 0.0;
       } else {
         here = next;
@@ -133,8 +147,8 @@ PGL_HOST_DEVICE void for_each_tap(const Axis& axis, const AxisSampling& sampling
     here += 1.0 - fraction;
     next += fraction;
   }
-  if (here != 0.0) emit(voxel, here / sampling.grid);
-  if (next != 0.0) emit(voxel + 1, next / sampling.grid);
+  if (here != 0.0) emit(voxel, divide(here, sampling.grid));
+  if (next != 0.0) emit(voxel + 1, divide(next, sampling.grid));
 }
 
 // The most taps that one bin, and all bins together, can have (known without looking at the boxes).

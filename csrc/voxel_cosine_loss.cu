@@ -1,8 +1,30 @@
-// The voxel-wise cosine loss on CUDA; the kernels are in cuda_cosine.cuh.
-#include "cuda_cosine.cuh"
+// The voxel-wise cosine loss on CUDA; the kernels are in cuda_cosine_forward.cuh and
+// cuda_cosine_backward.cuh.
+#include "cuda_cosine_run.cuh"
 
 namespace pgl_ops {
 namespace {
+
+// Calls packed(n, share) or planar(m, n, share), sizes being compile-time constants, for the widest vectors
+// that all tensors allow; can_move(n, along_channels) tells whether they do.
+template <typename T, typename CanMove, typename Packed, typename Planar>
+void with_loss_vectors(const LossShape& shape, CanMove can_move, Packed packed, Planar planar) {
+  if constexpr (sizeof(T) <= 4) {  // float64 has none: each kernel costs build time and room
+    constexpr int n = kVectorBytes / sizeof(T);
+    if (can_move(n, true)) {
+      int lanes = 1;
+      while (lanes < kMostVoxelLanes && lanes * n < shape.channels) lanes *= 2;
+      return packed(std::integral_constant<int, n>{},
+                    LossShare(shape, kBlockThreads / lanes, lanes, kAtOnce));
+    }
+    if (can_move(n, false)) {
+      return planar(std::integral_constant<int, n>{}, std::integral_constant<int, 2>{},
+                    LossShare(shape, kWarpThreads * n, 1, 1));
+    }
+  }
+  planar(std::integral_constant<int, 1>{}, std::integral_constant<int, 4>{},
+         LossShare(shape, kWarpThreads, 1, 1));
+}
 
 std::tuple<Tensor, Tensor, Tensor> voxel_cosine_loss_cuda(Tensor prediction, Tensor target,
                                                           std::optional<Tensor> weight, int64_t reduction,
@@ -17,10 +39,23 @@ std::tuple<Tensor, Tensor, Tensor> voxel_cosine_loss_cuda(Tensor prediction, Ten
   std::optional<LossOutputs> outputs;
   dispatch_dtype<false>("prediction", prediction.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    const auto stored = device_features(static_cast<const T*>(z.const_data_ptr()), z);
-    outputs = run_cosine_forward<T>(
-        context, p, stored, [&](int n) { return can_pack_features(stored, shape, n); }, shape, weights, how,
-        eps, save);
+    using A = Accumulate<T>;
+    const auto predicted = device_features(static_cast<const T*>(p.const_data_ptr()), p);
+    const auto targets = device_features(static_cast<const T*>(z.const_data_ptr()), z);
+    const auto run = [&](auto kernel, const LossShare& share) {
+      outputs = run_loss<A>(context, p, shape, {weights, how, eps, save}, share.blocks,
+                            [&](const LossWriter<A>& writer) {
+                              launch(context, grid_for(share.blocks), kBlockThreads, kernel,
+                                     CosineForwardParams<T>{predicted, targets, writer, share});
+                            });
+    };
+    with_loss_vectors<T>(
+        shape,
+        [&](int n, bool along_channels) {
+          return can_move(predicted, n, shape, along_channels) && can_move(targets, n, shape, along_channels);
+        },
+        [&](auto n, const LossShare& share) { run(cosine_forward_packed<T, n()>, share); },
+        [&](auto m, auto n, const LossShare& share) { run(cosine_forward_planar<T, m(), n()>, share); });
   });
   return {outputs->loss, outputs->saved, outputs->divisor};
 }
@@ -40,14 +75,27 @@ std::tuple<Tensor, Tensor> voxel_cosine_loss_backward_cuda(Tensor grad, Tensor p
   Tensor grad_z = need_target ? empty_gradient(target) : empty_flat({0}, prediction.scalar_type(), p);
   dispatch_dtype<false>("prediction", prediction.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    const auto stored = device_features(static_cast<const T*>(z.const_data_ptr()), z);
-    auto params = cosine_backward_params<T>(g, p, stored, shape, weights, saved, divisor, how);
-    if (need_prediction) {
-      params.grad_prediction = device_features(static_cast<T*>(grad_p.mutable_data_ptr()), grad_p);
-    }
-    if (need_target) params.grad_target = device_features(static_cast<T*>(grad_z.mutable_data_ptr()), grad_z);
-    run_cosine_backward<T>(
-        context, params, [&](int n) { return can_pack_features(stored, shape, n); }, shape);
+    using A = Accumulate<T>;
+    const auto gradient = [](bool wanted, const Tensor& tensor) -> DeviceFeatures<T> {
+      if (!wanted) return {};
+      return device_features(static_cast<T*>(tensor.mutable_data_ptr()), tensor);
+    };
+    const auto predicted = device_features(static_cast<const T*>(p.const_data_ptr()), p);
+    const auto targets = device_features(static_cast<const T*>(z.const_data_ptr()), z);
+    const auto of_prediction = gradient(need_prediction, grad_p), of_target = gradient(need_target, grad_z);
+    const auto source = gradient_source<A>(g, weights, saved, divisor, how, shape);
+    const auto run = [&](auto kernel, const LossShare& share) {
+      launch(context, grid_for(share.blocks), kBlockThreads, kernel,
+             CosineBackwardParams<T>{predicted, targets, of_prediction, of_target, source, share});
+    };
+    with_loss_vectors<T>(
+        shape,
+        [&](int n, bool along_channels) {
+          const auto can = [&](const auto& features) { return can_move(features, n, shape, along_channels); };
+          return can(predicted) && can(targets) && can(of_prediction) && can(of_target);
+        },
+        [&](auto n, const LossShare& share) { run(cosine_backward_packed<T, n()>, share); },
+        [&](auto m, auto n, const LossShare& share) { run(cosine_backward_planar<T, m(), n()>, share); });
   });
   return {grad_p, grad_z};
 }

@@ -49,6 +49,14 @@ def aligned_cosine_loss3d(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, value or device, or (on the CPU) a box cannot be sampled.
+
+    >>> import torch
+    >>> features = torch.ones(1, 2, 4, 4, 4)
+    >>> boxes = torch.tensor([[0, 0.0, 0.0, 0.0, 4.0, 4.0, 4.0]])
+    >>> aligned_cosine_loss3d(torch.ones(1, 2, 2, 2, 2), features, boxes).item()
+    0.0
+    >>> aligned_cosine_loss3d(-torch.ones(1, 2, 2, 2, 2), features, boxes).item()
+    4.0
     """
     prediction, features = arguments.in_one_dtype("prediction", prediction, "features", features)
     arguments.check_volume("prediction", prediction, arguments.FLOAT_DTYPES)

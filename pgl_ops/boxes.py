@@ -21,6 +21,10 @@ def boxes_from_xyz(boxes: Tensor) -> Tensor:
     Raises:
         TypeError: ``boxes`` is no floating-point tensor.
         ValueError: its shape is not [K, 6] or [K, 7].
+
+    >>> import torch
+    >>> boxes_from_xyz(torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])).tolist()
+    [[3.0, 2.0, 1.0, 6.0, 5.0, 4.0]]
     """
     boxes = arguments.check_tensor("boxes", boxes, arguments.FLOAT_DTYPES)
     if boxes.dim() != 2 or boxes.shape[1] not in (6, 7):

@@ -74,6 +74,11 @@ class RoIAlign3d(nn.Module):
 
     Args:
         output_size, spatial_scale, sampling_ratio, aligned: see :func:`roi_align3d`.
+
+    >>> import torch
+    >>> align = RoIAlign3d(output_size=(1, 2, 2), spatial_scale=0.5)
+    >>> align(torch.ones(1, 3, 4, 8, 8), torch.tensor([[0, 0.0, 0.0, 0.0, 8.0, 16.0, 16.0]])).shape
+    torch.Size([1, 3, 1, 2, 2])
     """
 
     def __init__(

@@ -39,6 +39,16 @@ def voxel_cosine_loss(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, value or device.
+
+    Two voxels of two channels, the same direction and opposite ones:
+
+    >>> import torch
+    >>> prediction = torch.tensor([[[1.0, 3.0], [0.0, 4.0]]])
+    >>> target = torch.tensor([[[2.0, -3.0], [0.0, -4.0]]])
+    >>> voxel_cosine_loss(prediction, target, reduction="none").tolist()
+    [[0.0, 4.0]]
+    >>> voxel_cosine_loss(prediction, target).item()
+    2.0
     """
     prediction, target = arguments.in_one_dtype("prediction", prediction, "target", target)
     if prediction.dim() < 2:

@@ -5,12 +5,13 @@
 #
 # OTHER_PYTHON is of the same Python version, with another torch (2.10 or newer, CPU or CUDA build), numpy,
 # pytest, pytest-timeout and hypothesis. Run `make install` first. The op tests then run there on the very
-# files that were built here: the CPU kernels, and the CUDA sources compiled for the host.
+# files that were built here: the CPU kernels, and the CUDA sources compiled for the host. BUILDER (default:
+# .venv/bin/python) is the Python that they were built with.
 set -euo pipefail
 other=${1:?usage: tests/other_torch.sh OTHER_PYTHON [pytest arguments]}
 shift
 root=$(cd "$(dirname "$0")/.." && pwd)
-own=$root/.venv/bin/python
+own=$(realpath -s "${BUILDER:-$root/.venv/bin/python}")
 host_cuda=$(cd "$root" && "$own" -c "
 import torch
 from tests.ops import host_cuda

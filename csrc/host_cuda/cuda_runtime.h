@@ -102,6 +102,12 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 }
 
 template <typename T>
+T __shfl_up_sync(unsigned, T value, int steps) {
+  const unsigned own = host_cuda::lane(), below = static_cast<unsigned>(steps);
+  return host_cuda::shuffle(value, own < below ? own : own - below);
+}
+
+template <typename T>
 T __ldg(const T* address) {
   return *address;
 }

@@ -1,12 +1,16 @@
 // Runs a block's threads as fibers. A fiber runs until it waits for its block or warp, or returns; then the
 // scheduler goes on to the next. When nobody can go on although some wait, the kernel would deadlock on a GPU
 // too, and the process is ended with a message.
+//
+// Contexts are switched by longjmp, which asks nothing of the kernel; only a fiber's first start takes
+// swapcontext. AddressSanitizer must be told of every switch, so with it all are made by swapcontext.
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <memory>
-#include <vector>
 
 #include "cuda_runtime.h"
 
@@ -27,6 +31,8 @@ enum class State { ready, waits_for_block, waits_for_warp, done };
 
 struct Fiber {
   ucontext_t context;
+  jmp_buf place;         // where it waits
+  bool started = false;  // for ever: a fiber that is done waits for the next block
   std::unique_ptr<char[]> stack;
   State state = State::done;
   dim3 thread;
@@ -62,7 +68,7 @@ class Scheduler {
   void wait(State state) {
     Fiber& fiber = fibers_[current_];
     fiber.state = state;
-    switch_to_scheduler(fiber, false);
+    switch_to_scheduler(fiber);
   }
 
   Fiber& current() { return fibers_[current_]; }
@@ -72,9 +78,10 @@ class Scheduler {
 
   void start(unsigned i, dim3 size) {
     Fiber& fiber = fibers_[i];
-    if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
     fiber.thread = dim3(i % size.x, i / size.x % size.y, i / size.x / size.y);
     fiber.state = State::ready;
+    if (fiber.started) return;
+    fiber.stack.reset(new char[kStackBytes]);
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
@@ -86,24 +93,27 @@ class Scheduler {
     current_ = i;
     threadIdx = fibers_[i].thread;
 #ifdef PGL_ASAN_FIBERS
+    fibers_[i].started = true;
     void* fake = nullptr;
     __sanitizer_start_switch_fiber(&fake, fibers_[i].stack.get(), kStackBytes);
     swapcontext(&home_, &fibers_[i].context);
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #else
-    swapcontext(&home_, &fibers_[i].context);
+    if (_setjmp(home_place_) != 0) return;
+    if (fibers_[i].started) _longjmp(fibers_[i].place, 1);
+    fibers_[i].started = true;
+    setcontext(&fibers_[i].context);
 #endif
   }
 
-  void switch_to_scheduler(Fiber& fiber, bool for_ever) {
+  void switch_to_scheduler(Fiber& fiber) {
 #ifdef PGL_ASAN_FIBERS
     void* fake = nullptr;
-    __sanitizer_start_switch_fiber(for_ever ? nullptr : &fake, home_stack_, home_stack_size_);
+    __sanitizer_start_switch_fiber(&fake, home_stack_, home_stack_size_);
     swapcontext(&fiber.context, &home_);
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #else
-    (void)for_ever;
-    swapcontext(&fiber.context, &home_);
+    if (_setjmp(fiber.place) == 0) _longjmp(home_place_, 1);
 #endif
   }
 
@@ -147,8 +157,12 @@ class Scheduler {
     return waits;
   }
 
-  std::vector<Fiber> fibers_;
+  std::deque<Fiber> fibers_;  // contexts must not move
+#ifdef PGL_ASAN_FIBERS
   ucontext_t home_;
+#else
+  jmp_buf home_place_;
+#endif
   const std::function<void()>* body_ = nullptr;
   unsigned threads_ = 0, current_ = 0;
 #ifdef PGL_ASAN_FIBERS
@@ -164,10 +178,12 @@ void Scheduler::entry() {
 #ifdef PGL_ASAN_FIBERS
   __sanitizer_finish_switch_fiber(nullptr, &self.home_stack_, &self.home_stack_size_);
 #endif
-  (*self.body_)();
-  Fiber& fiber = self.current();
-  fiber.state = State::done;
-  self.switch_to_scheduler(fiber, true);
+  for (;;) {
+    (*self.body_)();
+    Fiber& fiber = self.current();
+    fiber.state = State::done;
+    self.switch_to_scheduler(fiber);
+  }
 }
 
 }  // namespace

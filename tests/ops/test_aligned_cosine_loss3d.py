@@ -191,6 +191,45 @@ def test_grids_longer_than_a_tile(backend, size, layout):
     assert_fused_exact(backend.device, prediction, features, boxes, reduction="none")
 
 
+@pytest.mark.parametrize(
+    "dtype, layout, channels",
+    [
+        (torch.float32, "channels_last", 72),
+        (torch.float32, "contiguous", 30),
+        (torch.bfloat16, "channels_last", 136),
+    ],
+    ids=str,
+)
+def test_more_channels_voxels_and_boxes_than_a_block_takes_at_once(backend, dtype, layout, channels):
+    """On CUDA: channels in several parts, tiles along all three axes, more boxes than a grid
+    is deep (3 in the host's build)."""
+    features = laid_out(random_volume((2, channels, *SHAPE), dtype, seed=1), layout)
+    prediction = laid_out(random_volume((5, channels, 9, 9, 10), dtype, seed=2), layout)
+    assert_fused_exact(
+        backend.device,
+        prediction,
+        features,
+        random_boxes(5, 2, SHAPE),
+        torch.rand(5, 9, 9, 10),
+        with_features=False,
+        sampling_ratio=2,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("size", [(2, 3, 4), (1, 1, 1)], ids=str)
+def test_voxels_without_channels_are_dead(backend, size, layout, dtype):
+    features = on(backend.device, laid_out(torch.randn(1, 0, *SHAPE, dtype=dtype), layout))
+    prediction = laid_out(torch.randn(2, 0, *size, dtype=dtype), layout)
+    prediction = on(backend.device, prediction).requires_grad_()
+    boxes = on(backend.device, random_boxes(2, 1, SHAPE))
+    loss = pgl_ops.aligned_cosine_loss3d(prediction, features, boxes)
+    assert loss.item() == 2.0
+    loss.backward()
+    assert prediction.grad.shape == prediction.shape
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_target_outside_the_volume_is_dead(backend, layout):
     features = on(backend.device, laid_out(random_volume((1, 3, *SHAPE), seed=1), layout)).requires_grad_()
