@@ -61,18 +61,17 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write ``content`` to ``path`` as indented JSON, atomically.
 
-    Text stays readable (umlauts as they are), unless it holds a file name that is not valid UTF-8: then every
-    non-ASCII character is escaped, which JSON readers turn back into the same name.
+    Text stays readable (umlauts as they are), unless it holds a file name that is not valid UTF-8, or that
+    could steer a terminal: then every such character is escaped, which JSON readers turn back into the same
+    name.
 
     Raises:
         ValueError: ``content`` holds NaN or infinity, which JSON cannot hold.
         TypeError: ``content`` holds something that is not plain data.
     """
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        text = json.dumps(content, indent=2, allow_nan=False)
+    if not text.replace("\n", "").isprintable():  # lone halves of broken names are not printable either
+        text = json.dumps(content, indent=2, allow_nan=False).replace("\x7f", "\\u007f")
     write_text(path, text + "\n")
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +30,9 @@ from pgl.case_list import CaseList, packed
 from pgl.integrity import DamagedCase, chunks_of, damaged_chunk, store_checksums, stored_checksums
 from pgl.labels.records import LABELS_FOLDER, labels_section, remove_label
 from pgl.manifest import (
+    CASE_ID,
     MANIFEST,
+    REBUILD,
     CaseRecord,
     DamagedManifest,
     parse_record,
@@ -40,6 +41,7 @@ from pgl.manifest import (
     triple,
     write_manifest,
 )
+from pgl.volume_file import open_volume
 
 CASES_FOLDER = "cases"
 
@@ -52,7 +54,6 @@ BLOCK = (16, 32, 32)
 COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
 
 OPEN_FILES = 64
-CASE_ID = re.compile(r"[A-Za-z0-9._-]{1,120}")
 
 
 class CacheWriter:
@@ -174,7 +175,7 @@ class CacheWriter:
         sidecar = self._sidecar(case_id)
         try:
             record = parse_record(json.loads(sidecar.read_text("utf-8")), sidecar)
-        except (ValueError, OSError):
+        except (ValueError, OSError, RecursionError):
             return None
         own = record.case_id == case_id and record.file == f"{CASES_FOLDER}/{case_id}.b2nd"
         return record if own and (self.path / record.file).is_file() else None
@@ -252,14 +253,24 @@ class VolumeCache:
             raise ValueError(
                 f"{self.path} holds no finished case; run pgl prepare (again) with this output folder"
             )
-        folder = self.path.resolve()
+        # Not with pathlib, which has the interpreter remember every part of ten thousand names.
+        folder = os.path.realpath(self.path)
+        names: set[str] = set()
         for record in self.cases:
-            file = self.path / record.file
-            if not file.resolve().is_relative_to(folder):
+            if record.case_id in names:
+                raise ValueError(f"{self.path / MANIFEST} lists case {record.case_id!r} twice; {REBUILD}")
+            names.add(record.case_id)
+            if record.spacing_mm != self.spacing_mm:
+                raise ValueError(
+                    f"{self.path / MANIFEST}: case {record.case_id!r} has spacing {record.spacing_mm} mm, "
+                    f"the cache {self.spacing_mm} mm; {REBUILD}"
+                )
+            file = os.path.join(self.path, record.file)
+            if not os.path.realpath(file).startswith(os.path.join(folder, "")):
                 raise ValueError(
                     f"case {record.case_id!r} points outside the cache: {record.file!r}; refused"
                 )
-            if not file.is_file():
+            if not os.path.isfile(file):
                 raise FileNotFoundError(
                     f"{file}, listed in {MANIFEST}, is missing; run pgl prepare again to remake it"
                 )
@@ -397,10 +408,6 @@ class VolumeCache:
 def _open_volume(folder: Path, record: CaseRecord) -> blosc2.NDArray:
     file = folder / record.file
     try:
-        # One thread: data loader workers already fill the cores, and blosc2's threads do not survive a fork.
-        volume = blosc2.open(str(file), mode="r", dparams={"nthreads": 1})
-    except Exception as error:
+        return open_volume(file, record.shape, np.int16, folder)
+    except Exception as error:  # blosc2 raises nearly any of them
         raise DamagedCase(f"{file} cannot be opened ({error}); run pgl prepare again to remake it") from error
-    if not isinstance(volume, blosc2.NDArray) or volume.shape != record.shape or volume.dtype != np.int16:
-        raise DamagedCase(f"{file} is not the int16 volume of shape {record.shape} that the manifest lists")
-    return volume

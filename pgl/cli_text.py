@@ -9,7 +9,7 @@ from pathlib import Path
 # Import names of the extra `train`.
 EXTRAS = {
     "SimpleITK", "blosc2", "dynamic_network_architectures", "jsonargparse", "docstring_parser",
-    "jinja2", "lightning_fabric", "matplotlib", "monai", "PIL", "rich", "tensorboard", "yaml",
+    "jinja2", "lightning_fabric", "matplotlib", "monai", "msgpack", "PIL", "rich", "tensorboard", "yaml",
 }  # fmt: skip
 OWN_FOLDERS = tuple(str(Path(__file__).resolve().parent.parent / name) for name in ("pgl", "pgl_ops"))
 _SWITCHES = ("--resume", "--overwrite")

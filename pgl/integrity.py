@@ -12,9 +12,12 @@ import zlib
 from collections.abc import Iterable, Sequence
 
 import blosc2
+import msgpack
 import numpy as np
 
 CHECKSUMS = "pgl_crc32"
+CHECKSUM_BYTES = 4
+LONGEST_PREFIX = 5  # of msgpack, before bytes
 
 
 class DamagedCase(ValueError):
@@ -39,10 +42,21 @@ def stored_checksums(volume: blosc2.NDArray) -> np.ndarray | None:
     """
     if CHECKSUMS not in volume.schunk.vlmeta:
         return None
-    sums = np.frombuffer(volume.schunk.vlmeta[CHECKSUMS], "<u4")
+    # Its bytes alone: blosc2's own way of reading it also turns bytes into functions and references.
+    packed = volume.schunk.vlmeta.get_vlmeta(CHECKSUMS)
+    if len(packed) > 2 * CHECKSUM_BYTES * volume.schunk.nchunks + LONGEST_PREFIX:
+        raise ValueError(f"{len(packed)} bytes of checksums for {volume.schunk.nchunks} chunks")
+    content = msgpack.unpackb(packed, ext_hook=_refused)
+    if not isinstance(content, bytes) or len(content) % CHECKSUM_BYTES:
+        raise ValueError("its checksums are no bytes")
+    sums = np.frombuffer(content, "<u4")
     if len(sums) != volume.schunk.nchunks:
         raise ValueError(f"{len(sums)} checksums for {volume.schunk.nchunks} chunks")
     return sums
+
+
+def _refused(code: int, data: bytes) -> None:
+    raise ValueError(f"its checksums are an object of kind {code}")
 
 
 def chunks_of(volume: blosc2.NDArray, region: Sequence[slice]) -> list[int]:

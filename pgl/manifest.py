@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,10 @@ FORMAT = "pgl-volume-cache"
 VERSION = 1
 MANIFEST = "manifest.json"
 REBUILD = "run pgl prepare with this output folder again, which lists the finished cases anew"
+CASE_ID = re.compile(r"[A-Za-z0-9._-]{1,120}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+# 64 GiB of int16: a shape beyond that was never read from a scanner.
+MOST_VOXELS = 2**35
 AXES = "D, H, W; index grows toward superior, posterior, left"
 
 
@@ -90,7 +95,7 @@ def read_manifest(folder: Path, entry: Callable[[dict[str, Any]], Any] | None = 
         )
     try:
         manifest = json.loads(path.read_text("utf-8"), object_hook=entry)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedManifest(f"{path} is damaged ({error}); {REBUILD}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path} is not the manifest of a volume cache (format {FORMAT!r} expected)")
@@ -107,20 +112,31 @@ def read_manifest(folder: Path, entry: Callable[[dict[str, Any]], Any] | None = 
 def parse_record(entry: Any, where: Path) -> CaseRecord:
     try:
         record = CaseRecord(
-            case_id=str(entry["case_id"]),
-            file=str(entry["file"]),
+            case_id=text_of(entry, "case_id"),
+            file=text_of(entry, "file"),
             shape=triple(entry["shape"], int),
             spacing_mm=triple(entry["spacing_mm"], float),
             origin_mm=triple(entry["origin_mm"], float),
-            sha256=str(entry["sha256"]),
-            source=str(entry.get("source", "")),
+            sha256=text_of(entry, "sha256"),
+            source=text_of(entry, "source", ""),
             original=dict(entry.get("original", {})),
-            key=str(entry.get("key", "")),
+            key=text_of(entry, "key", ""),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{where} has a damaged entry ({error!r}); {REBUILD}") from error
-    if min(record.shape) < 1:
-        raise ValueError(f"{where}: case {record.case_id!r} has shape {record.shape}")
+    if not CASE_ID.fullmatch(record.case_id) or record.case_id.startswith("."):
+        raise ValueError(f"{where}: {record.case_id!r} is no name of a case; {REBUILD}")
+    if not SHA256.fullmatch(record.sha256):
+        raise ValueError(f"{where}: case {record.case_id!r} has no SHA-256 but {record.sha256!r}; {REBUILD}")
+    if min(record.shape) < 1 or math.prod(record.shape) > MOST_VOXELS:
+        raise ValueError(
+            f"{where}: case {record.case_id!r} has shape {record.shape}, expected three whole numbers from "
+            f"1, and no more than {MOST_VOXELS} voxels; {REBUILD}"
+        )
+    if min(record.spacing_mm) <= 0:
+        raise ValueError(
+            f"{where}: case {record.case_id!r} has spacing {record.spacing_mm} mm, expected positive numbers"
+        )
     # Checked on the text, before the file system is asked about it. Not with pathlib, which has the
     # interpreter remember every part of ten thousand names.
     if (
@@ -136,12 +152,22 @@ def parse_record(entry: Any, where: Path) -> CaseRecord:
     return record
 
 
+def text_of(entry: Any, key: str, default: str | None = None) -> str:
+    """The text under ``key``. Raises KeyError if it is missing, TypeError if it is no text."""
+    value = entry[key] if default is None else entry.get(key, default)
+    if not isinstance(value, str):
+        raise TypeError(f"{key} must be text, got {value!r}")
+    return value
+
+
 def _is_triple(values: Any) -> bool:
     return isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
 
 
 def triple(values: Sequence[Any], kind: type) -> Any:
     if len(values) != 3:
+        raise ValueError(f"expected three numbers (D, H, W), got {tuple(values)}")
+    if any(isinstance(value, bool | str) for value in values):
         raise ValueError(f"expected three numbers (D, H, W), got {tuple(values)}")
     converted = tuple(kind(value) for value in values)
     if any(not math.isfinite(c) or c != v for c, v in zip(converted, values, strict=True)):

@@ -1,4 +1,4 @@
-"""``pgl prepare``: folders of CT, in any format, become one cache of volumes on a common grid.
+"""``pgl prepare``: folders of CT (DICOM, NIfTI, NRRD, MetaImage) become one cache on a common grid.
 
 files -> find -> group DICOM slices -> (in worker processes: read, check, resample, store) -> manifest and
 report
@@ -10,9 +10,10 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -30,13 +31,14 @@ from pgl.cache import CacheWriter
 from pgl.images import Limits, find_files
 from pgl.labels.prepare_labels import LabelPreparation
 from pgl.labels.settings import LabelSettings
+from pgl.lock import keep_readers_out, only_writer
 from pgl.manifest import MANIFEST
 from pgl.prepare_case import Job, Outcome, prepare_case
 from pgl.prepare_jobs import list_jobs
-from pgl.prepare_report import PrepareReport, ReportEntry, printable
-from pgl.workers import JobFailed, WorkerDied, run_isolated, usable_cores
+from pgl.prepare_report import PrepareReport, ReportEntry
+from pgl.printing import printable
+from pgl.workers import TIMEOUT_S, JobFailed, WorkerDied, check_timeout, run_isolated, usable_cores
 
-LOCK = ".lock"
 MOST_DEFAULT_WORKERS = 8  # a worker can need some GB for a large CT
 SECONDS_BETWEEN_MANIFESTS = 10.0
 
@@ -58,6 +60,8 @@ class PrepareSettings:
             spacing.
         maximum_voxels: volumes with more voxels, as stored or after resampling, are rejected before memory is
             taken for them (a damaged header can claim any size).
+        timeout_s: seconds that one volume, one label, or the headers of 200 DICOM files may take before the
+            process is ended and the file rejected; 0 for no limit.
     """
 
     spacing_mm: tuple[float, float, float] = (3.0, 1.0, 1.0)
@@ -67,6 +71,7 @@ class PrepareSettings:
     workers: int = 0
     slice_tolerance: float = 0.1
     maximum_voxels: int = 2**30
+    timeout_s: float = TIMEOUT_S
 
     def __post_init__(self) -> None:
         for name in ("spacing_mm", "minimum_size"):
@@ -83,6 +88,7 @@ class PrepareSettings:
             raise ValueError(f"slice_tolerance must lie between 0 and 0.5, got {self.slice_tolerance}")
         if self.maximum_voxels < 1:
             raise ValueError(f"maximum_voxels must be at least 1, got {self.maximum_voxels}")
+        check_timeout(self.timeout_s)
 
     @property
     def limits(self) -> Limits:
@@ -110,8 +116,11 @@ def prepare(
     from it or now left out are removed; cases from sources that are not given this time stay. A source that
     was moved keeps its cases; a file of the same name and other content, elsewhere, is another case.
 
+    While a run trains on the cache, cases are added, but none is changed or removed: what would be is
+    rejected, for now.
+
     Args:
-        sources: folders (searched to the bottom) and files; any format that SimpleITK reads, and DICOM
+        sources: folders (searched to the bottom) and files; NIfTI, NRRD, MetaImage, and DICOM
             series.
         output: the cache folder; made if missing.
         settings: see :class:`PrepareSettings`.
@@ -125,7 +134,8 @@ def prepare(
         FileNotFoundError: a source or the folder of labels does not exist.
         ValueError: no usable CT in the sources; labels cannot be used as they are declared; or ``output``
             holds something else, or a cache of another spacing.
-        RuntimeError: another run is writing to ``output``, or a case could not be written (a full disk).
+        InUse: another run is writing to ``output``.
+        RuntimeError: a case could not be written (a full disk).
     """
     started = time.monotonic()
     settings = settings or PrepareSettings()
@@ -136,15 +146,19 @@ def prepare(
         raise FileNotFoundError(f"SOURCE {printable(os.fspath(missing))!r} does not exist")
     output = os.path.abspath(output)
     labelling = LabelPreparation(sources, labels or LabelSettings())
-    writer = CacheWriter(output, settings.limits.spacing_mm)
     workers = settings.workers or min(usable_cores(), MOST_DEFAULT_WORKERS)
     report = PrepareReport(output)
     console = console or Console(stderr=True)
-    with _locked(output):
+    with ExitStack() as locks:
+        locks.enter_context(only_writer(output))
+        writer = CacheWriter(output, settings.limits.spacing_mm)
+        # Not before it is known to be a cache: the lock leaves a file.
+        readers = locks.enter_context(keep_readers_out(output))
         if writer.rebuilt:
             line = f"{MANIFEST} was damaged or missing; made anew from {writer.rebuilt} finished cases"
-            console.print(line, soft_wrap=True)
-        writer.remove_unfinished()
+            console.print(Text(printable(line)), soft_wrap=True)
+        if not readers:
+            writer.remove_unfinished()
         labelling.check_names(writer)
         try:
             with _progress(console) as progress:
@@ -153,22 +167,32 @@ def prepare(
                 report.ignored += [ReportEntry(f, "a label map") for f in found.leave_out(labelling.is_label)]
                 for entry in found.rejected:
                     report.reject(*entry, console)
-                jobs = list_jobs(found, writer.finished(), output, settings.limits, workers, report, progress)
-                _run_jobs(jobs, workers, writer, report, progress)
-                labelling.run(writer, settings.limits, workers, report, progress)
+                jobs = list_jobs(
+                    found,
+                    writer.finished(),
+                    output,
+                    settings.limits,
+                    workers,
+                    report,
+                    progress,
+                    settings.timeout_s,
+                )
+                jobs = [replace(job, readers=readers) for job in jobs]
+                _run_jobs(jobs, workers, settings.timeout_s, writer, report, progress)
+                labelling.run(writer, settings.limits, workers, report, progress, readers, settings.timeout_s)
         except BaseException:
             with suppress(OSError):  # a full disk: the next run writes the manifest
                 writer.finish()
             finished = len(writer.finished())
             console.print(f"stopped with {finished} cases finished; run the same command again to go on")
             raise
-        if jobs:
+        if jobs and not readers:
             report.removed = _remove_outdated(writer, sources, report)
         report.cases = len(writer.finish())
         report.seconds = time.monotonic() - started
         path = report.write()
         _summarise(report, path, console)
-    if not report.accepted:
+    if not report.accepted and not readers:
         raise ValueError(
             f"no usable CT in {', '.join(printable(os.fspath(s)) for s in sources)}: "
             f"{len(report.rejected)} rejected, {len(report.ignored)} ignored; the reasons are in {path}"
@@ -177,14 +201,17 @@ def prepare(
 
 
 def _run_jobs(
-    jobs: list[Job], workers: int, writer: CacheWriter, report: PrepareReport, progress: Progress
+    jobs: list[Job],
+    workers: int,
+    timeout_s: float,
+    writer: CacheWriter,
+    report: PrepareReport,
+    progress: Progress,
 ) -> None:
     bar = progress.add_task("preparing", total=len(jobs))
     manifest_written = time.monotonic()
-    stacks_in = {
-        path: sum(job.path == path for job in jobs) for path in {job.path for job in jobs if job.headers}
-    }
-    for job, outcome in run_isolated(prepare_case, jobs, max(1, min(workers, len(jobs)))):
+    stacks_in = Counter(job.path for job in jobs if job.headers)
+    for job, outcome in run_isolated(prepare_case, jobs, max(1, min(workers, len(jobs))), timeout_s):
         if isinstance(outcome, JobFailed):
             raise RuntimeError(
                 f"could not write {job.case_id} to the cache {job.output}: {outcome} "
@@ -193,10 +220,11 @@ def _run_jobs(
         if isinstance(outcome, WorkerDied):
             outcome = Outcome("rejected", f"crashes the reader: {outcome}")
         reason = outcome.reason
-        if stacks_in.get(job.path, 0) > 1:
+        if stacks_in[job.path] > 1:
             reason = f"series {job.headers[0].series_uid or '(unnamed)'}, {len(job.headers)} slices: {reason}"
         if outcome.status == "rejected":
-            writer.remove(job.case_id)
+            if not job.readers:
+                writer.remove(job.case_id)
             report.reject(job.path, reason, progress.console)
         else:
             report.accepted.append(ReportEntry(job.path, reason, job.case_id))
@@ -239,23 +267,3 @@ def _summarise(report: PrepareReport, path: Path, console: Console) -> None:
 def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
-
-
-@contextmanager
-def _locked(output: str) -> Iterator[None]:
-    """Keep a second run away from the cache. The lock ends with the process, however that ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with open(os.path.join(output, LOCK), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(
-                f"another pgl prepare is writing to {output}; wait until it is done"
-            ) from error
-        except OSError:  # some network file systems have no locks
-            pass
-        yield

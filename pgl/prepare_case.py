@@ -43,6 +43,7 @@ class Job:
         case_ids: the names it may have in the cache, the preferred one first.
         unreadable: names of unreadable files that may be slices of the series.
         case_id: the one of ``case_ids`` that it has.
+        readers: who is reading the cache, in words; then a case that is there must stay as it is.
     """
 
     path: str
@@ -52,6 +53,7 @@ class Job:
     case_ids: tuple[str, ...]
     unreadable: tuple[str, ...] = ()
     case_id: str = ""
+    readers: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def prepare_case(job: Job) -> Outcome:
                 return Outcome("unchanged", "unchanged since it was cached")
             writer.move(there, job.path)
             return Outcome("unchanged", f"unchanged since it was cached from {there.source}")
+        if there is not None and job.readers:
+            return Outcome("rejected", stays(job.readers))
         if job.headers:
             image, grid = read_series(job.headers, job.limits)
         else:
@@ -104,6 +108,11 @@ def prepare_case(job: Job) -> Outcome:
     writer.add(job.case_id, volume, grid.origin_mm, job.path, original, key)
     before, after = ("x".join(map(str, size)) for size in (image.GetSize()[::-1], volume.shape))
     return Outcome("new", f"cached: {before} voxels (D, H, W) became {after}")
+
+
+def stays(readers: str) -> str:
+    """Why something is left in the cache as it is."""
+    return f"left as it is in the cache, though it changed: {readers} is reading it; prepare again after that"
 
 
 def content_of(job: Job) -> str:

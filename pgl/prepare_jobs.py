@@ -34,6 +34,7 @@ def list_jobs(
     workers: int,
     report: PrepareReport,
     progress: Progress,
+    timeout_s: float = 0.0,
 ) -> list[Job]:
     """Read the headers of what may be DICOM, and make a job of each volume.
 
@@ -45,6 +46,7 @@ def list_jobs(
         workers: number of processes.
         report: files that are ignored or rejected already now are entered here.
         progress: shows them, and how far the reading is.
+        timeout_s: seconds that a batch of headers may take; 0 for no limit.
 
     Returns:
         The jobs, ordered by path.
@@ -53,7 +55,7 @@ def list_jobs(
     by_path = {file.path: file for file in found.maybe_dicom}
     headers: list[SliceHeader] = []
     unreadable = [path for path, _ in found.rejected]
-    for entry in _read_all_headers(sorted(by_path), workers, progress):
+    for entry in _read_all_headers(sorted(by_path), workers, progress, timeout_s):
         path = entry["path"]
         if "header" in entry:
             headers.append(SliceHeader(**entry["header"]))
@@ -80,35 +82,37 @@ def list_jobs(
         jobs.append(Job(path, tuple(stack), output, limits, ids, lacking))
 
     def fingerprints(some: Sequence[Job]) -> list[str]:
-        return _read_contents(some, workers, progress)
+        return _read_contents(some, workers, progress, timeout_s)
 
     jobs = choose_ids(jobs, records, fingerprints)
     return sorted(jobs, key=lambda job: (job.path, job.case_id))
 
 
-def _read_all_headers(paths: list[str], workers: int, progress: Progress) -> Iterator[dict[str, Any]]:
+def _read_all_headers(
+    paths: list[str], workers: int, progress: Progress, timeout_s: float
+) -> Iterator[dict[str, Any]]:
     if not paths:
         return
     bar = progress.add_task("reading DICOM headers", total=len(paths))
     batches = [paths[i : i + HEADERS_PER_JOB] for i in range(0, len(paths), HEADERS_PER_JOB)]
     crashed: list[str] = []
-    for batch, answer in run_isolated(read_headers, batches, min(workers, len(batches))):
+    for batch, answer in run_isolated(read_headers, batches, min(workers, len(batches)), timeout_s):
         if isinstance(answer, WorkerDied | JobFailed):
             crashed += batch
         else:
             yield from answer
             progress.advance(bar, len(batch))
-    for [path], answer in run_isolated(read_headers, [[path] for path in crashed], workers):
+    for [path], answer in run_isolated(read_headers, [[path] for path in crashed], workers, timeout_s):
         if isinstance(answer, WorkerDied | JobFailed):
             answer = [{"path": path, "rejected": f"crashes the reader: {answer}"}]
         yield from answer
         progress.advance(bar)
 
 
-def _read_contents(jobs: Sequence[Job], workers: int, progress: Progress) -> list[str]:
+def _read_contents(jobs: Sequence[Job], workers: int, progress: Progress, timeout_s: float) -> list[str]:
     bar = progress.add_task("looking for moved files", total=len(jobs))
     contents = {}
-    for job, answer in run_isolated(content_of, jobs, min(workers, len(jobs))):
+    for job, answer in run_isolated(content_of, jobs, min(workers, len(jobs)), timeout_s):
         contents[job.case_ids] = answer if isinstance(answer, str) else ""
         progress.advance(bar)
     return [contents[job.case_ids] for job in jobs]

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pgl.atomic import write_json
+from pgl.printing import printable
 
 REPORT = "prepare_report.json"
 REPORT_FORMAT = "pgl-prepare-report"
@@ -69,8 +70,3 @@ class PrepareReport:
         counts = {"cases": self.cases, "removed": self.removed, "seconds": round(self.seconds, 3)}
         write_json(path, {"format": REPORT_FORMAT, "version": 1, "output": self.output, **counts, **lists})
         return path
-
-
-def printable(text: str) -> str:
-    """``text`` with escapes for broken bytes and control characters, which could rewrite the terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -6,14 +6,33 @@ A reading process that died of one would take the step in progress, and so ``las
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 
+from pgl.orphans import end_with_the_trainer
+
 # What asks a run to stop. SLURM sends SIGUSR1 some time before the end (`sbatch --signal=USR1@120`); Windows
 # has none.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+@contextmanager
+def handled_by(
+    handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals] = STOPPING
+) -> Iterator[None]:
+    """Give these signals to ``handler`` for a while; outside the main thread, which alone may, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextmanager
@@ -34,10 +53,13 @@ def shielded_children() -> Iterator[None]:
 
 
 def survive_one_sigterm(worker: int) -> None:
-    """For the start of a reading process: the second SIGTERM ends it, other signals of a stop are ignored.
+    """For the start of a reading process: the second SIGTERM ends it, other signals of a stop are ignored; it
+    ends with its parent.
 
     The first is the one sent to the whole group; its parent must still be able to end it.
     """
+
+    end_with_the_trainer()
 
     def survive(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -7,15 +7,19 @@ process one job at a time, so it knows; it then starts a new process and goes on
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
+
+from pgl.orphans import end_with
 
 LONGEST_LAST_WORDS = 300
 
@@ -24,12 +28,29 @@ class WorkerDied(RuntimeError):
     """The process that worked on a job ended before it answered."""
 
 
+class WorkerTimedOut(WorkerDied):
+    """The process worked longer on a job than was allowed, and was ended."""
+
+
 class JobFailed(RuntimeError):
     """The job's function raised an exception; the message tells which."""
 
 
+# That reading one volume may take: no honest file comes near it.
+TIMEOUT_S = 1800.0
+
+
+def check_timeout(timeout_s: float) -> None:
+    """
+    Raises:
+        ValueError: no number of seconds, or a negative one.
+    """
+    if not (math.isfinite(timeout_s) and timeout_s >= 0):
+        raise ValueError(f"timeout_s must be 0 (no limit) or more seconds, got {timeout_s}")
+
+
 def run_isolated(
-    function: Callable[[Any], Any], jobs: Iterable[Any], workers: int
+    function: Callable[[Any], Any], jobs: Iterable[Any], workers: int, timeout_s: float = 0.0
 ) -> Iterator[tuple[Any, Any]]:
     """Call ``function(job)`` for each job in ``workers`` other processes; yield answers as they come.
 
@@ -40,13 +61,16 @@ def run_isolated(
         function: at the top level of an importable module.
         jobs: what it is called with; picklable.
         workers: number of processes, at least 1.
+        timeout_s: seconds that a job may take before its process is ended; 0 for no limit. Native code that
+            hangs answers to nothing else.
 
     Yields:
-        (job, answer); the answer is a :class:`WorkerDied` if the process died over the job, a
-        :class:`JobFailed` if the function raised.
+        (job, answer); the answer is a :class:`WorkerDied` if the process died over the job (a
+        :class:`WorkerTimedOut` if it was ended for its time), a :class:`JobFailed` if the function raised.
     """
     waiting = iter(jobs)
     busy: dict[Connection, tuple[_Worker, Any]] = {}
+    ends: dict[Connection, float] = {}
     idle: list[_Worker] = []
     try:
         while True:
@@ -59,10 +83,20 @@ def run_isolated(
                 with suppress(OSError):  # it died while idle: the read below tells
                     worker.connection.send((function.__module__, function.__qualname__, job))
                 busy[worker.connection] = (worker, job)
+                ends[worker.connection] = time.monotonic() + timeout_s
             if not busy:
                 return
-            for connection in wait(list(busy)):
-                worker, job = busy.pop(connection)  # type: ignore[call-overload]
+            left = max(0.0, min(ends.values()) - time.monotonic()) if timeout_s else None
+            answered: list[Any] = wait(list(busy), timeout=left)
+            late = [c for c in busy if timeout_s and c not in answered and time.monotonic() >= ends[c]]
+            for connection in late:
+                worker, job = busy.pop(connection)
+                del ends[connection]
+                worker.kill()
+                yield job, WorkerTimedOut(f"took longer than {timeout_s:g} s and was ended")
+            for connection in answered:
+                del ends[connection]
+                worker, job = busy.pop(connection)
                 try:
                     succeeded, answer = worker.connection.recv()
                 except (EOFError, OSError):
@@ -92,7 +126,11 @@ class _Worker:
             "BLOSC_NTHREADS": "1",  # it overrides the cache's own setting, which makes its files reproducible
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from pgl.workers import _serve; _serve({theirs.fileno()})"],
+            [
+                sys.executable,
+                "-c",
+                f"from pgl.workers import _serve; _serve({theirs.fileno()}, {os.getpid()})",
+            ],
             stdin=subprocess.DEVNULL,
             stdout=self.errors,
             stderr=self.errors,
@@ -124,8 +162,11 @@ class _Worker:
         self.process.wait()
 
 
-def _serve(descriptor: int) -> None:
+def _serve(descriptor: int, parent: int) -> None:
     """The loop of a worker process: until the parent closes its end, or dies."""
+    # Not after finishing its job: the lock on the cache is gone with the parent, and another run may be
+    # writing the same file.
+    end_with(parent)
     connection = Connection(descriptor)
     while True:
         try:

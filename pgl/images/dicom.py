@@ -17,6 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from pgl.images.checks import Limits, RejectedImage, check_geometry
+from pgl.images.dicom_lengths import check_lengths
 from pgl.images.files import check_regular_file
 from pgl.images.grid import Grid
 from pgl.images.native import capture_native_output, reader_message, safe_path
@@ -35,6 +36,9 @@ NOT_CT_IMAGES = {
     "1.2.840.10008.5.1.4.1.1.104": "DICOM with an embedded document",
     "1.2.840.10008.5.1.4.1.1.7": "DICOM screenshot",
 }
+
+# Enhanced CT: position, spacing and rescale belong to a frame, in sequences that are not read here.
+ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 
 SAME_ORIENTATION = 1e-3  # of a direction cosine; scanners write 4 to 6 decimals
 SKEWED_ORIENTATION = 1e-2
@@ -56,6 +60,7 @@ class SliceHeader:
         position_mm: ImagePositionPatient (x, y, z), or None.
         orientation: ImageOrientationPatient (direction of a row, direction of a column), or None.
         tilt_degrees: GantryDetectorTilt, 0 where missing.
+        sop_class: SOPClassUID, "" where missing.
     """
 
     path: str
@@ -67,6 +72,7 @@ class SliceHeader:
     position_mm: tuple[float, float, float] | None
     orientation: tuple[float, ...] | None
     tilt_degrees: float
+    sop_class: str = ""
 
     @property
     def name(self) -> str:
@@ -106,6 +112,7 @@ def read_headers(paths: Sequence[str]) -> list[dict[str, Any]]:
             check_regular_file(path)
             kind = _not_an_image(path)
             if kind is None:
+                check_lengths(path)
                 entry["header"] = asdict(_read_header(path))
             else:
                 entry["ignored"] = kind
@@ -214,9 +221,11 @@ def read_series(headers: Sequence[SliceHeader], limits: Limits) -> tuple[sitk.Im
     if first.modality not in ("", "CT"):
         raise RejectedImage(f"DICOM modality {first.modality!r}, not CT")
     columns, rows, frames = first.size_xyz
-    if frames > 1:
+    enhanced = next((header for header in headers if header.sop_class in ENHANCED_CT), None)
+    if frames > 1 or enhanced is not None:
+        counted = f"{frames} frame{'s' if frames > 1 else ''} in {(enhanced or first).name}"
         raise RejectedImage(
-            f"multi-frame DICOM ({frames} frames in {first.name}): the frames' places "
+            f"multi-frame DICOM ({counted}): the frames' places "
             "cannot be checked; convert it first, for example with dcm2niix"
         )
     if first.components != 1:
@@ -303,6 +312,7 @@ def _read_header(path: str) -> SliceHeader:
         position_mm=_numbers(tag(POSITION), 3),
         orientation=_numbers(tag(ORIENTATION), 6),
         tilt_degrees=tilt[0] if tilt else 0.0,
+        sop_class=tag(SOP_CLASS),
     )
 
 

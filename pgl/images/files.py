@@ -9,6 +9,8 @@ import re
 import SimpleITK as sitk
 
 from pgl.images.checks import Limits, RejectedImage, check_geometry
+from pgl.images.detached import most_data_bytes
+from pgl.images.formats import reader_of
 from pgl.images.grid import Grid
 from pgl.images.native import capture_native_output, reader_message, safe_path, split_suffixes
 from pgl.images.whole import check_whole, most_voxel_bytes
@@ -18,8 +20,7 @@ DETACHED_HEADERS = (".hdr", ".hdr.gz", ".mhd", ".nhdr")
 
 
 def read_file(path: str, limits: Limits) -> tuple[sitk.Image, Grid]:
-    """Read one image file (any format of SimpleITK but DICOM) after checking that it is whole and of sound
-    geometry.
+    """Read one image file (NIfTI, NRRD or MetaImage) after checking that it is whole and of sound geometry.
 
     Args:
         path: the file; of a pair (``.mhd``, ``.nhdr``, ``.hdr``) the header.
@@ -32,14 +33,17 @@ def read_file(path: str, limits: Limits) -> tuple[sitk.Image, Grid]:
         RejectedImage: with the reason, whatever is wrong with the file.
     """
     check_regular_file(path)
+    reader_name = reader_of(path)
     check_whole(path, limits)
+    most = most_data_bytes(path)
     with safe_path(path) as readable:
         try:
             with capture_native_output() as said:
                 reader = sitk.ImageFileReader()
+                reader.SetImageIO(reader_name)
                 reader.SetFileName(readable)
                 reader.ReadImageInformation()
-            grid = _check_header(reader, path, limits)
+            grid = _check_header(reader, path, limits, most)
             with capture_native_output() as said:
                 image = reader.Execute()
         except RuntimeError as error:
@@ -70,12 +74,14 @@ def files_of(path: str) -> list[str]:
         text = file.read(HEADER_TEXT_BYTES).decode("utf-8", "surrogateescape")
     folder, base = os.path.split(stem)
     named = re.findall(r"^(?:ElementDataFile|DATA FILE)\s*[=:]\s*(\S.*?)\s*$", text, flags=re.M | re.I)
-    beside = [name for name in os.listdir(folder or ".") if split_suffixes(name)[0] == base]
+    # Of ten thousand neighbours, few are worth taking apart.
+    names = [name for name in os.listdir(folder or ".") if name.startswith(base)]
+    beside = [name for name in names if split_suffixes(name)[0] == base]
     data = (os.path.join(folder, name) for name in (*named, *beside))
     return sorted({path, *filter(os.path.isfile, data)})
 
 
-def _check_header(reader: sitk.ImageFileReader, path: str, limits: Limits) -> Grid:
+def _check_header(reader: sitk.ImageFileReader, path: str, limits: Limits, most: int | None) -> Grid:
     size = reader.GetSize()
     grid = check_geometry(
         size,
@@ -85,8 +91,9 @@ def _check_header(reader: sitk.ImageFileReader, path: str, limits: Limits) -> Gr
         reader.GetNumberOfComponents(),
         limits,
     )
-    if split_suffixes(path)[1].lower() not in DETACHED_HEADERS:
-        claimed, most = math.prod(size) * _voxel_bytes(reader.GetPixelID()), most_voxel_bytes(path)
+    if most is not None or split_suffixes(path)[1].lower() not in DETACHED_HEADERS:
+        claimed = math.prod(size) * _voxel_bytes(reader.GetPixelID())
+        most = most_voxel_bytes(path) if most is None else most
         if claimed > most:
             raise RejectedImage(
                 f"truncated: the header claims {claimed} bytes of voxels, the file holds at most {most}"

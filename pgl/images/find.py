@@ -60,10 +60,10 @@ class Found:
 
     def leave_out(self, unwanted: Callable[[str], bool]) -> list[str]:
         """Drop the files of which ``unwanted(path)`` is true, and return their paths."""
-        dropped = [file.path for file in (*self.images, *self.maybe_dicom) if unwanted(file.path)]
+        dropped = {file.path: None for file in (*self.images, *self.maybe_dicom) if unwanted(file.path)}
         self.images = [file for file in self.images if file.path not in dropped]
         self.maybe_dicom = [file for file in self.maybe_dicom if file.path not in dropped]
-        return dropped
+        return list(dropped)
 
 
 def find_files(

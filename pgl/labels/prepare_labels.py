@@ -29,7 +29,7 @@ from pgl.labels.resampling import resample_label
 from pgl.labels.settings import LabelSettings
 from pgl.labels.store import is_label_intact, write_label
 from pgl.manifest import CaseRecord
-from pgl.prepare_case import Outcome
+from pgl.prepare_case import Outcome, stays
 from pgl.prepare_report import PrepareReport, ReportEntry
 from pgl.workers import JobFailed, WorkerDied, run_isolated
 
@@ -39,7 +39,7 @@ LABEL_VERSION = 1
 
 @dataclass(frozen=True)
 class LabelJob:
-    """A label to prepare: for which case, from which file, how."""
+    """A label to prepare: for which case, from which file, how; ``readers`` as in :class:`Job`."""
 
     output: str
     case: CaseRecord
@@ -47,6 +47,7 @@ class LabelJob:
     classes: tuple[tuple[int, str], ...]
     limits: Limits
     settings: LabelSettings
+    readers: str = ""
 
 
 class LabelPreparation:
@@ -90,9 +91,21 @@ class LabelPreparation:
                 )
 
     def run(
-        self, writer: CacheWriter, limits: Limits, workers: int, report: PrepareReport, progress: Progress
+        self,
+        writer: CacheWriter,
+        limits: Limits,
+        workers: int,
+        report: PrepareReport,
+        progress: Progress,
+        readers: str = "",
+        timeout_s: float = 0.0,
     ) -> None:
-        """Prepare the labels of the accepted images, and enter what became of them in the report."""
+        """Prepare the labels of the accepted images, and enter what became of them in the report.
+
+        A label that takes longer than ``timeout_s`` (0: no limit) costs its process, and is rejected.
+
+        While there are ``readers`` of the cache, a label that is there is neither changed nor removed.
+        """
         if self.plan is None:
             return
         images: dict[str, list[str]] = {}
@@ -109,13 +122,15 @@ class LabelPreparation:
                 report.reject(target.path, reason, progress.console)
                 target = None
             if target is None or case is None:
-                for case_id in case_ids:
+                for case_id in case_ids if not readers else ():
                     remove_label(writer.path, case_id)
                 continue
             classes = tuple(plan.classes.items())
-            jobs.append(LabelJob(os.fspath(writer.path), case, target, classes, limits, self.settings))
+            jobs.append(
+                LabelJob(os.fspath(writer.path), case, target, classes, limits, self.settings, readers)
+            )
         bar = progress.add_task("labels", total=len(jobs))
-        for job, outcome in run_isolated(prepare_label, jobs, max(1, min(workers, len(jobs)))):
+        for job, outcome in run_isolated(prepare_label, jobs, max(1, min(workers, len(jobs))), timeout_s):
             if isinstance(outcome, JobFailed):
                 free = shutil.disk_usage(job.output).free / 2**30
                 raise RuntimeError(
@@ -125,7 +140,8 @@ class LabelPreparation:
             if isinstance(outcome, WorkerDied):
                 outcome = Outcome("rejected", f"crashes the reader: {outcome}")
             if outcome.status == "rejected":
-                remove_label(writer.path, job.case.case_id)
+                if not readers:
+                    remove_label(writer.path, job.case.case_id)
                 report.reject(job.target.path, f"label: {outcome.reason}", progress.console)
             else:
                 report.labels.append(ReportEntry(job.target.path, outcome.reason, job.case.case_id))
@@ -144,6 +160,8 @@ def prepare_label(job: LabelJob) -> Outcome:
         there = finished_labels(folder, [case])
         if there and there[0].key == key and is_label_intact(folder, there[0]):
             return Outcome("unchanged", f"unchanged since it was cached: {_shown(there[0])}")
+        if there and job.readers:
+            return Outcome("rejected", stays(job.readers))
         label = read_label(job.target.path, job.limits)
         reason = misalignment(Geometry.of(label), Geometry.of_original(case.original))
         if reason:

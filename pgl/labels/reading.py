@@ -15,7 +15,7 @@ ROUNDING = 1e-4  # what a header's scale factor leaves of a whole number
 
 
 def read_label(path: str, limits: Limits) -> sitk.Image:
-    """Read a label map of any format that SimpleITK reads.
+    """Read a label map: NIfTI, NRRD or MetaImage.
 
     Returns:
         A 3D uint8 image.

@@ -13,6 +13,7 @@ from pgl.atomic import atomic_path, write_json
 from pgl.cache import BLOCK, CHUNK, COMPRESSION
 from pgl.labels.records import LabelRecord, label_file, parse_label, plain_label
 from pgl.manifest import MANIFEST, CaseRecord, read_manifest, sha256_of, triple
+from pgl.volume_file import open_volume
 
 
 def write_label(
@@ -136,9 +137,6 @@ def is_label_intact(folder: Path, record: LabelRecord) -> bool:
 def _read(folder: Path, record: LabelRecord, region: tuple[slice, ...]) -> np.ndarray:
     file = folder / record.file
     try:
-        volume = blosc2.open(str(file), mode="r", dparams={"nthreads": 1})
-        if not isinstance(volume, blosc2.NDArray) or volume.shape != record.shape or volume.dtype != np.uint8:
-            raise ValueError(f"not a uint8 volume of shape {record.shape}")
-        return volume[region]
+        return open_volume(file, record.shape, np.uint8, folder)[region]
     except Exception as error:  # blosc2 raises nearly any of them
         raise ValueError(f"label {file} is damaged ({error}); run pgl prepare again to remake it") from error

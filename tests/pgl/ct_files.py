@@ -9,8 +9,13 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from pgl.images import Limits
+import pgl.downstream.reading
+import pgl.labels.prepare_labels
+import pgl.labels.reading
+from pgl.images import Limits, read_file
+from pgl.labels.prepare_labels import LabelJob
 from pgl.prepare_case import Job, Outcome, prepare_case
+from pgl.workers import run_isolated
 
 LIMITS = Limits(
     spacing_mm=(3.0, 2.0, 2.0), minimum_size=(8, 16, 16), maximum_voxels=10**7, slice_tolerance=0.1
@@ -127,3 +132,40 @@ def slow_prepare_case(job: Job) -> Outcome:
 def failing_prepare_case(job: Job) -> Outcome:
     """As ``prepare_case`` when the disk is full."""
     raise OSError(28, "No space left on device")
+
+
+def nap(seconds: float) -> float:
+    """A job that takes its time."""
+    time.sleep(seconds)
+    return seconds
+
+
+def _hang_over_slow(path: str, limits: Limits) -> object:
+    """A reader that never comes back from a file with "slow" in its name."""
+    while "slow" in os.path.basename(path):
+        time.sleep(60)
+    return read_file(path, limits)
+
+
+def hanging_prepare_label(job: LabelJob) -> Outcome:
+    """As ``prepare_label``, with a reader that hangs."""
+    pgl.labels.reading.read_file = _hang_over_slow
+    return pgl.labels.prepare_labels.prepare_label(job)
+
+
+def hanging_read_pair(job: tuple[str, str, str]) -> object:
+    """As ``read_pair``, with a reader that hangs."""
+    pgl.labels.reading.read_file = _hang_over_slow
+    return pgl.downstream.reading.read_pair(job)
+
+
+def hanging_read_image(job: Job) -> object:
+    """As ``read_image``, with a reader that hangs."""
+    pgl.downstream.reading.read_file = _hang_over_slow
+    return pgl.downstream.reading.read_image(job)
+
+
+def impatient(function, jobs, workers: int, timeout_s: float):
+    """``run_isolated`` with three seconds in place of the half hour that it must have been given."""
+    assert timeout_s == 1800.0
+    return run_isolated(function, jobs, workers, 3.0)

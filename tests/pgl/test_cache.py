@@ -174,7 +174,9 @@ def test_a_file_that_is_not_the_listed_volume_is_named_when_read(cache):
     edit_manifest(cache, lambda manifest: manifest["cases"][0].update(shape=[20, 70, 91]))
     (cache / "cases" / "b-2.x.b2nd").write_bytes(b"no such format")
     opened = VolumeCache(cache)
-    with pytest.raises(ValueError, match=r"a\.b2nd is not the int16 volume of shape \(20, 70, 91\)"):
+    with pytest.raises(
+        ValueError, match=r"a\.b2nd cannot be opened \(it is not the int16 volume of shape \(20, 70, 91\)"
+    ):
         opened.read_volume(0)
     with pytest.raises(ValueError, match=r"b-2\.x\.b2nd cannot be opened"):
         opened.read_volume(1)

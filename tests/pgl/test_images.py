@@ -26,12 +26,6 @@ SUFFIXES = [
     ".mha",
     ".mhd",
     ".hdr",
-    ".gipl",
-    ".gipl.gz",
-    ".vtk",
-    ".h5",
-    ".mnc",
-    ".tif",
 ]
 DATA_FILE = {".nhdr": (".raw", ".raw.gz"), ".mhd": (".raw", ".zraw"), ".hdr": (".img", ".img")}
 
@@ -67,7 +61,7 @@ def test_truncated_files_of_every_format_are_rejected(tmp_path, suffix, compress
         assert any(word in reason for word in ("truncated", "unreadable", "damaged")), reason
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl.gz"])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"])
 def test_a_flipped_byte_in_compressed_data_is_noticed(tmp_path, suffix):
     path = write(tmp_path / f"a{suffix}", compress=True)
     data = path.with_suffix(DATA_FILE[suffix][1]) if suffix in DATA_FILE else path
@@ -75,6 +69,40 @@ def test_a_flipped_byte_in_compressed_data_is_noticed(tmp_path, suffix):
     content[int(len(content) * 0.7)] ^= 0xFF
     data.write_bytes(content)
     assert any(word in rejection(path) for word in ("damaged", "unreadable", "truncated"))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "reason"),
+    [
+        (".gipl", "does not say where its axes point"),
+        (".gipl.gz", "does not say where its axes point"),
+        (".vtk", "does not say where its axes point"),
+        (".tif", "nor how far slices are apart"),
+        (".lsm", "nor how far slices are apart"),
+        (".h5", "can have other files of this machine read"),
+        (".HDF5", "can have other files of this machine read"),
+        (".mnc", "can have other files of this machine read"),
+        (".jp2", "in no format that is read by its name"),
+        (".mrc", "in no format that is read by its name"),
+        ("", "in no format that is read by its name"),
+    ],
+)
+def test_formats_without_a_place_or_with_links_are_rejected_unopened(tmp_path, monkeypatch, suffix, reason):
+    path = write(tmp_path / "a.nrrd").rename(tmp_path / f"a{suffix}")  # a reader that asked would read it
+    if suffix in (".gipl", ".gipl.gz", ".vtk", ".tif", ".h5", ".mnc"):
+        write(path)
+    monkeypatch.setattr(sitk.ImageFileReader, "ReadImageInformation", lambda _: pytest.fail("opened"))
+    assert reason in rejection(path)
+    found = find_files([path])
+    assert len(found.images) + len(found.maybe_dicom) == 1  # named in the report, not passed over
+
+
+def test_analyze_is_rejected_since_left_could_be_right(tmp_path):
+    pair = write(tmp_path / "a.hdr")
+    content = bytearray(pair.read_bytes())
+    content[344:348] = bytes(4)
+    pair.write_bytes(content)
+    assert rejection(pair).startswith("Analyze 7.5")
 
 
 def test_nothing_is_printed_by_native_readers(tmp_path, capfd):

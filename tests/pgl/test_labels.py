@@ -29,7 +29,7 @@ from pgl.labels.store import (
 )
 from pgl.prepare import PrepareSettings, prepare
 from tests.pgl import labelled_trees as trees
-from tests.pgl.ct_files import body, to_image, write, write_series
+from tests.pgl.ct_files import body, hanging_prepare_label, impatient, to_image, write, write_series
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 SMALL = PrepareSettings(spacing_mm=(3.0, 2.0, 2.0), minimum_size=(8, 16, 16), workers=1)
@@ -167,6 +167,18 @@ def test_each_unusable_label_is_rejected_with_its_reason_and_its_image_kept(tmp_
     assert set(by_subject(tmp_path / "cache")) == {"good"}
     kept = read_label_volume(tmp_path / "cache", by_subject(tmp_path / "cache")["good"])
     assert np.array_equal(kept, trees.organ())
+
+
+def test_a_label_that_hangs_the_reader_is_ended_and_its_image_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("pgl.labels.prepare_labels.prepare_label", hanging_prepare_label)
+    monkeypatch.setattr("pgl.labels.prepare_labels.run_isolated", impatient)
+    write(tmp_path / "images/slow.nii.gz", body())
+    write(tmp_path / "labels/slow.nii.gz", trees.organ())
+    report = run(tmp_path / "images", tmp_path / "cache", labels=tmp_path / "labels")
+    assert rejections(report) == {
+        "slow.nii.gz": "label: crashes the reader: took longer than 3 s and was ended"
+    }
+    assert by_subject(tmp_path / "cache") == {} and len(VolumeCache(tmp_path / "cache").cases) == 1
 
 
 def test_an_empty_label_may_be_allowed(tmp_path):

@@ -18,6 +18,7 @@ from rich.console import Console
 
 import pgl.prepare
 from pgl.cache import VolumeCache
+from pgl.lock import InUse, only_writer
 from pgl.prepare import PrepareSettings, prepare
 from tests.pgl import ct_files
 from tests.pgl.ct_files import body, to_image, write, write_series
@@ -64,7 +65,7 @@ def write_bad_files(folder: Path) -> dict[str, str]:
         "truncated.nii.gz": "truncated: the compressed data end early",
         "empty.nrrd": "empty file (0 bytes)",
         "renamed text.nii.gz": "not a NIfTI file",
-        "no extension": "in no format that SimpleITK knows",
+        "no extension": "in no format that is read by its name",
         "link.mha": "a link to nothing",
         "4d.nii.gz": "4D image",
         "2d.mha": "2D image",
@@ -243,7 +244,10 @@ def test_include_and_exclude_keep_masks_out(tmp_path):
 
 def start_slow_run(source: Path, cache: Path) -> subprocess.Popen:
     code = (
-        "import sys, pgl.prepare\nfrom tests.pgl.ct_files import slow_prepare_case\n"
+        "import signal, sys, pgl.prepare\n"
+        # A shell's background job and what it starts ignore Ctrl-C.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from tests.pgl.ct_files import slow_prepare_case\n"
         "pgl.prepare.prepare_case = slow_prepare_case\n"
         "settings = pgl.prepare.PrepareSettings((3.0, 2.0, 2.0), (8, 16, 16), workers=1)\n"
         "pgl.prepare.prepare([sys.argv[1]], sys.argv[2], settings)\n"
@@ -363,8 +367,8 @@ def test_two_runs_on_one_cache_do_not_mix(tmp_path):
     write(tmp_path / "in" / "a.nrrd")
     (tmp_path / "cache").mkdir()
     with (
-        pgl.prepare._locked(str(tmp_path / "cache")),
-        pytest.raises(RuntimeError, match="another pgl prepare is writing"),
+        only_writer(tmp_path / "cache"),
+        pytest.raises(InUse, match=r"is writing to .*cache: wait until it has ended"),
     ):
         run([tmp_path / "in"], tmp_path / "cache")
     assert run([tmp_path / "in"], tmp_path / "cache").exit_code == 0

@@ -1,0 +1,431 @@
+"""Two at once on one folder: the second is told who the first is, and a killed one is in nobody's way.
+
+Every holder here is a process of its own, started as a user would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import pgl
+from pgl.cache import VolumeCache
+from pgl.cli import main
+from pgl.config import to_plain
+from pgl.downstream.config import to_plain as plain_finetuning
+from pgl.lock import LOCK, READERS, InUse, keep_readers_out, only_writer, reading
+
+from .ct_files import body, write
+from .labelled_data import labelled_cache, small_finetune
+from .test_compare import settings_files
+from .training_data import blobs, make_cache, small_config
+
+ROOT = Path(pgl.__file__).resolve().parents[1]
+FOREVER = 1_000_000  # steps
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator[Callable[[Sequence[object]], subprocess.Popen]]:
+    """Start ``python -m pgl WORDS``; at the end of the test it is killed with all that it has started."""
+    started: list[subprocess.Popen] = []
+
+    def begin(words: Sequence[object]) -> subprocess.Popen:
+        command = [sys.executable, "-m", "pgl", *map(str, words)]
+        with (tmp_path / "said.txt").open("ab") as said:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, start_new_session=True)
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(60)
+
+
+@pytest.fixture
+def once(capfd) -> Callable[[Sequence[object]], tuple[int, str]]:
+    """Run ``pgl WORDS`` here, which saves the start of another process: its exit code and standard error."""
+
+    def run(words: Sequence[object]) -> tuple[int, str]:
+        capfd.readouterr()
+        code = main([str(word) for word in words])
+        return code, capfd.readouterr().err
+
+    return run
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen) -> None:
+    end = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, f"{process.args} ended with {process.returncode}"
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def halt(process: subprocess.Popen) -> None:
+    """Let it hold what it holds, for as long as the test takes."""
+    process.send_signal(signal.SIGSTOP)
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+
+
+def words_of_a_run(cache: Path, run: Path, steps: int = FOREVER, workers: int = 0) -> list[object]:
+    config = small_config(cache, run, steps=steps)
+    config.train.workers = workers
+    config.train.checkpoint_every = 50
+    settings = run.parent / f"{run.name}-settings.yaml"
+    settings.write_text(yaml.safe_dump(to_plain(config)), "utf-8")
+    return ["pretrain", "--config", settings]
+
+
+def first_checkpoint(run: Path) -> Callable[[], bool]:
+    return (run / "checkpoints" / "last.pt").is_file
+
+
+def is_told_who(stderr: str, holder: subprocess.Popen, command: str, folder: Path) -> bool:
+    [line] = [line for line in stderr.splitlines() if line.startswith("pgl ")]
+    who = rf"`.*{command}.*` \(process {holder.pid} on {re.escape(socket.gethostname())}, since 20\d\d-"
+    return bool(re.search(who, line)) and f" {folder}: wait until it has ended" in line
+
+
+def test_a_second_pretrain_on_one_output_is_told_who_has_it_and_changes_nothing(tmp_path, start, once):
+    cache, run = make_cache(tmp_path / "cache"), tmp_path / "run"
+    words = words_of_a_run(cache, run)
+    first = start(words)
+    wait_until(first_checkpoint(run), first)
+    halt(first)
+    for more in ([], ["--resume"]):
+        code, said = once([*words, *more])
+        assert code == 1
+        assert is_told_who(said, first, "pretrain", run), said
+    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    first.send_signal(signal.SIGTERM)
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(60) == 130
+    assert (run / "metrics.jsonl").read_text("utf-8").splitlines()[: len(lines)] == lines
+    assert starts_of(run) == 1
+    assert not (run / LOCK).exists()
+
+
+def test_a_killed_run_with_reading_processes_can_be_resumed_at_once(tmp_path, start, once):
+    cache, run = make_cache(tmp_path / "cache"), tmp_path / "run"
+    words = words_of_a_run(cache, run, steps=3, workers=1)
+    first = start(words)
+    wait_until(lambda: len(children(first.pid)) > 1, first)  # multiprocessing's own helper, and the reader
+    readers_of_blocks = [int(pid) for pid in children(first.pid)]
+    kill(first)
+    with only_writer(run), keep_readers_out(cache) as readers:
+        assert readers == ""
+    for reader in readers_of_blocks:
+        assert_ends(reader)
+    code, said = once([*words, "--resume", "--train.workers=0"])
+    assert code == 0, said
+    assert starts_of(run) == 2
+
+
+def starts_of(run: Path) -> int:
+    return len(json.loads((run / "environment.json").read_text("utf-8"))["starts"])
+
+
+def children(pid: int) -> list[str]:
+    return [
+        child
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text("ascii").split()
+    ]
+
+
+def test_a_second_finetune_on_one_output_is_told_who_has_it(tmp_path, start, once):
+    run, settings = tmp_path / "tuned", tmp_path / "settings.yaml"
+    config = small_finetune(labelled_cache(tmp_path / "cache", cases=4), run, steps=FOREVER)
+    settings.write_text(yaml.safe_dump(plain_finetuning(config)), "utf-8")
+    first = start(["finetune", "--config", settings])
+    wait_until((run / "checkpoints" / "last.pt").is_file, first)
+    halt(first)
+    code, said = once(["finetune", "--config", settings, "--resume"])
+    assert code == 1
+    assert is_told_who(said, first, "finetune", run), said
+    kill(first)
+    with only_writer(run):
+        pass
+
+
+def test_a_second_comparison_is_told_who_has_it(tmp_path, start, once):
+    out, data = tmp_path / "out", labelled_cache(tmp_path / "cache", cases=4)
+    words = ["compare", "--data", data, "--output", out, "--initialisations", "random,pgl", "--fractions",
+             "1", "--seeds", "0", *settings_files(data, tmp_path)]  # fmt: skip
+    first = start(words)
+    wait_until((out / LOCK).is_file, first)
+    code, said = once(words)
+    assert code == 1
+    assert is_told_who(said, first, "compare", out), said
+
+
+def test_a_second_ablation_is_told_who_has_it_and_a_third_who_has_the_run_that_it_left(tmp_path, start, once):
+    out = tmp_path / "out"
+    words = ["ablate", *words_of_a_run(make_cache(tmp_path / "cache"), out)[1:]]
+    child = out / "seed0-both"
+    first = start(words)
+    wait_until((child / "config.yaml").is_file, first)
+    halt(first)
+    code, said = once(words)
+    assert code == 1
+    assert is_told_who(said, first, "ablate", out), said
+    [orphan] = [int(pid) for pid in children(first.pid)]
+    kill(first)
+    # Its own lock is gone with it; the run that it had started goes on, and keeps its folder.
+    code, said = once(words)
+    assert code == 1
+    assert f"process {orphan} on" in said and f"{child}: wait" in said, said
+    assert (child / "config.yaml").is_file()
+
+
+# --- the cache ---------------------------------------------------------------------------------------------
+
+
+def prepare(images: Path, cache: Path) -> list[object]:
+    small = ["--spacing_mm", "3,2,2", "--minimum_size", "8,16,16"]
+    return ["prepare", images, "--output", cache, "--workers", 1, *small]
+
+
+def many_images(folder: Path, count: int = 30) -> Path:
+    for number in range(count):
+        write(folder / f"ct{number}.nrrd")
+    return folder
+
+
+def test_a_second_prepare_is_told_who_has_the_cache_and_a_killed_one_leaves_it_free(tmp_path, start, once):
+    images, cache = many_images(tmp_path / "in"), tmp_path / "cache"
+    words = prepare(images, cache)
+    first = start(words)
+    wait_until(lambda: any((cache / "cases").glob("*.json")), first)
+    halt(first)
+    code, said = once(words)
+    assert code == 1
+    assert is_told_who(said, first, "prepare", cache), said
+    kill(first)
+    assert (cache / LOCK).exists()  # left behind, and in nobody's way
+    code, said = once(words)
+    assert code == 0, said
+    assert len(VolumeCache(cache)) == 30 and VolumeCache(cache).verify() == []
+    assert not (cache / LOCK).exists()
+
+
+def test_a_worker_does_not_finish_its_job_when_its_parent_is_killed(tmp_path):
+    code = "import time; from pgl.workers import run_isolated; list(run_isolated(time.sleep, [600], 1))"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    wait_until(lambda: bool(children(parent.pid)), parent)
+    [worker] = [int(pid) for pid in children(parent.pid)]
+    # It sleeps in its job, no longer waits for one.
+    wait_until(lambda: "nanosleep" in Path(f"/proc/{worker}/wchan").read_text("ascii"), parent)
+    kill(parent)
+    assert_ends(worker)
+
+
+def assert_ends(pid: int) -> None:
+    deadline = time.monotonic() + 120
+    while is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text("ascii")
+    except OSError:
+        return False
+
+
+def test_of_two_prepares_that_start_together_one_makes_the_cache(tmp_path, start, once):
+    images, cache = many_images(tmp_path / "in", 6), tmp_path / "cache"
+    words = prepare(images, cache)
+    both = [start(words), start(words)]
+    codes = sorted(process.wait(120) for process in both)
+    assert codes in ([0, 0], [0, 1])  # the second may come late enough to find everything done
+    assert len(VolumeCache(cache)) == 6 and VolumeCache(cache).verify() == []
+
+
+def test_prepare_beside_a_run_adds_cases_and_changes_none_that_the_run_reads(tmp_path, start, once):
+    images, cache, run = tmp_path / "in", tmp_path / "cache", tmp_path / "run"
+    for name in "abc":
+        write(images / f"{name}.nrrd")
+    assert once(prepare(images, cache))[0] == 0
+    before = {file.name: file.read_bytes() for file in (cache / "cases").glob("*.b2nd")}
+    first = start(words_of_a_run(cache, run))
+    wait_until(first_checkpoint(run), first)
+    halt(first)
+
+    write(images / "a.nrrd", body(seed=1))  # changed
+    (images / "b.nrrd").unlink()  # gone
+    write(images / "d.nrrd")  # new
+    code, said = once(prepare(images, cache))
+    assert code == 1
+    [line] = [line for line in said.splitlines() if line.startswith("rejected ")]
+    assert "a.nrrd: left as it is in the cache, though it changed" in line
+    assert f"(process {first.pid} on {socket.gethostname()}, since" in line and "pretrain" in line
+    assert len(VolumeCache(cache)) == 4
+    after = {file.name: file.read_bytes() for file in (cache / "cases").glob("*.b2nd")}
+    assert {name: after[name] for name in before} == before
+    assert first.poll() is None
+
+    kill(first)  # nobody reads any more
+    code, said = once(prepare(images, cache))
+    assert code == 0, said
+    names = {case.case_id.rsplit("-", 1)[0] for case in VolumeCache(cache).cases}
+    assert names == {"a", "c", "d"}
+    now = {file.name: file.read_bytes() for file in (cache / "cases").glob("a-*.b2nd")}
+    assert all(now[name] != before[name] for name in now) and now
+
+
+def test_training_does_not_begin_on_a_cache_that_is_being_prepared(tmp_path, start, once):
+    cache = tmp_path / "cache"
+    first = start(prepare(many_images(tmp_path / "in"), cache))
+    wait_until(lambda: any((cache / "cases").glob("*.json")), first)
+    halt(first)
+    code, said = once(words_of_a_run(cache, tmp_path / "run"))
+    assert code == 1
+    assert is_told_who(said, first, "prepare", cache), said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_locked_by_its_readers_all_the_same(tmp_path):
+    cache = make_cache(tmp_path / "cache")
+    (cache / READERS).touch()
+    (cache / READERS).chmod(0o444)
+    with reading(cache), keep_readers_out(cache) as readers:
+        assert readers
+    with keep_readers_out(cache) as readers:
+        assert readers == ""
+
+
+# --- the lock itself ---------------------------------------------------------------------------------------
+
+
+def test_a_lock_leaves_no_trace_of_a_folder_that_got_nothing(tmp_path):
+    with only_writer(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b" / LOCK).is_file()
+    assert not (tmp_path / "a").exists()
+    with only_writer(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "file").touch()
+    assert os.listdir(tmp_path / "a" / "b") == ["file"]
+
+
+def test_the_text_of_a_dead_process_or_of_no_lock_at_all_keeps_nobody_out(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for text in (
+        json.dumps({"host": socket.gethostname(), "pid": dead.pid, "command": "x", "since": "then"}),
+        json.dumps({"host": "elsewhere", "pid": 1, "command": "x", "since": "then"}),
+        '{"host": 1',
+        "\x00\xff",
+        "",
+    ):
+        (tmp_path / LOCK).write_text(text, "utf-8")
+        with only_writer(tmp_path):
+            pass
+        assert not (tmp_path / LOCK).exists()
+
+
+def test_control_characters_of_a_command_do_not_reach_the_terminal(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pgl", "prepare", "\x1b[2J\rall is well"])
+    with only_writer(tmp_path), pytest.raises(InUse) as refused, only_writer(tmp_path):
+        pass
+    assert str(refused.value).isprintable() and r"\x1b[2J\rall is well" in str(refused.value)
+    assert f"process {os.getpid()} on" in str(refused.value)
+
+
+def test_many_processes_that_want_one_folder_get_it_one_after_the_other(tmp_path):
+    """Each adds 1 to a number in a file, in two steps between which another would be seen."""
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n" / "number").write_text("0", "ascii")
+    code = """
+import pathlib, sys, time
+from pgl.lock import InUse, only_writer
+folder, done = pathlib.Path(sys.argv[1]), 0
+while done < 40:
+    try:
+        with only_writer(folder):
+            number = int((folder / "number").read_text())
+            time.sleep(0.001)
+            (folder / "number").write_text(str(number + 1))
+            done += 1
+    except InUse:
+        time.sleep(0.0005)
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "n")], cwd=ROOT) for _ in range(4)
+    ]
+    assert [process.wait(120) for process in processes] == [0] * 4
+    assert (tmp_path / "n" / "number").read_text("ascii") == "160"
+
+
+def test_a_file_system_without_locks_is_told_and_does_not_stop_the_run(tmp_path, monkeypatch, capsys):
+    import errno
+    import fcntl
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with only_writer(tmp_path / "run"):
+        pass
+    assert "no locks on the file system of" in capsys.readouterr().err
+
+
+def test_nobody_reads_what_is_written_between(tmp_path):
+    cache = make_cache(tmp_path / "cache", {"a": np.asarray(blobs())})
+    with only_writer(cache), keep_readers_out(cache) as readers:
+        assert readers == ""
+        with (
+            pytest.raises(InUse, match=rf"process {os.getpid()} on .* is writing to .*cache"),
+            reading(cache),
+        ):
+            pass
+    with reading(cache), reading(cache), only_writer(cache), keep_readers_out(cache) as readers:
+        assert readers.count(f"process {os.getpid()} on") == 2
+
+
+def test_the_names_of_readers_that_are_gone_do_not_pile_up(tmp_path):
+    cache = make_cache(tmp_path / "cache", {"a": np.asarray(blobs())})
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    about = {"host": socket.gethostname(), "pid": gone.pid, "command": "pgl pretrain", "since": "then"}
+    elsewhere = {**about, "host": "another", "pid": 1}
+    dead, distant = json.dumps(about) + "\n", json.dumps(elsewhere) + "\n"
+    (cache / READERS).write_text(distant + dead * 200)
+    kept = (cache / READERS).stat().st_ino
+    with reading(cache):
+        for _ in range(20):
+            with reading(cache):
+                pass
+        assert (cache / READERS).stat().st_ino == kept  # the lock is on this file
+        with only_writer(cache), keep_readers_out(cache) as readers:
+            assert f"process {os.getpid()} on" in readers and "on another" in readers
+            assert f"process {gone.pid} on {socket.gethostname()}" not in readers
+    (cache / READERS).write_text(distant + dead * 20_000)
+    for _ in range(3):
+        with reading(cache):
+            pass
+    lines = (cache / READERS).read_text().splitlines()
+    assert len(lines) == 4 and lines[0] + "\n" == distant
+    (cache / READERS).write_text(dead * 200)
+    (cache / READERS).chmod(0o444)
+    with reading(cache), keep_readers_out(cache) as readers:
+        assert readers
