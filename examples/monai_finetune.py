@@ -79,7 +79,7 @@ def read_case(image: Path, label: Path, network: dict[str, Any]) -> dict[str, Te
     """Image and label, Tensor[1, D, H, W], as the encoder has seen images in pretraining.
 
     Args:
-        image: CT in HU, any format that SimpleITK reads.
+        image: CT in HU, in a format that pgl prepare reads.
         label: whole numbers on the image's grid.
         network: ``read_export(FILE)["network"]``.
     """

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pgl.printing import printable, say
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
@@ -51,6 +53,13 @@ def compare_arguments(parser: ArgumentParser) -> None:
         help="shares of the training patients whose labels are used",
     )
     parser.add_argument(
+        "--ceiling_fractions",
+        type=str | float | list[float] | None,
+        default=None,
+        metavar="F,F,...",
+        help="further shares, from random weights with the first seed alone: what more labels would give",
+    )
+    parser.add_argument(
         "--seeds", type=str | int | list[int], default=[0, 1, 2], metavar="S,S,...", help="at least three"
     )
     parser.add_argument(
@@ -65,6 +74,23 @@ def compare_arguments(parser: ArgumentParser) -> None:
         default=None,
         metavar="JSON",
         help='name → classes, each fine-tuned by itself, such as \'{"liver": {"liver": [1, 2]}}\'',
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs in progress at once, on the same cores and the same GPU (default: 1)",
+    )
+    parser.add_argument(
+        "--keep_going", type=bool, default=False, help="go on with the others when a run fails"
+    )
+    parser.add_argument(
+        "--time_limit_s",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="after so many seconds save what is in progress and stop, with exit code 124 (0: no limit)",
     )
     parser.add_class_arguments(PretrainConfig, "pretrain", skip=_SET_HERE, instantiate=False)
     parser.add_class_arguments(FinetuneConfig, "finetune", skip={*_SET_HERE, "weights"}, instantiate=False)
@@ -86,9 +112,20 @@ def comparison_of(arguments: Namespace) -> Comparison:
         unlabelled=None if arguments.unlabelled is None else Path(arguments.unlabelled),
         initialisations=tuple(_listed(arguments.initialisations, str, "initialisations", "random,pgl")),
         fractions=tuple(_listed(arguments.fractions, float, "fractions", "0.1,0.5")),
+        ceiling_fractions=tuple(
+            _listed(
+                [] if arguments.ceiling_fractions is None else arguments.ceiling_fractions,
+                float,
+                "ceiling_fractions",
+                "0.5,1",
+            )
+        ),
         seeds=tuple(_listed(arguments.seeds, int, "seeds", "0,1,2")),
         pretrain_once=arguments.pretrain_once,
         tasks=arguments.tasks,
+        jobs=arguments.jobs,
+        keep_going=arguments.keep_going,
+        time_limit_s=arguments.time_limit_s,
     )
     nowhere: dict[str, Any] = {"data": Path(), "output": Path()}
     pretrain = PretrainConfig(**nowhere, **vars(arguments.pretrain))
@@ -102,6 +139,7 @@ def compare(comparison: Comparison) -> int:
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from pgl.comparison.page import REPORT, TABLE
     from pgl.comparison.runs import ComparisonStopped
@@ -109,16 +147,16 @@ def compare(comparison: Comparison) -> int:
     from pgl.comparison.tables import HEADINGS, table_rows
 
     try:
-        result = run_all(comparison, say=lambda line: print(line, flush=True))
+        result = run_all(comparison, say=say)
     except ComparisonStopped as stopped:
-        print(f"pgl compare: {stopped}", file=sys.stderr)
+        say(f"pgl compare: {stopped}", file=sys.stderr)
         return stopped.exit_code if stopped.exit_code > 0 else 128 - stopped.exit_code
     table = Table(*HEADINGS, title="Dice, points", title_justify="left")
     for row in table_rows(result["table"]):
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(table)
     folder = comparison.folder
-    print(f"{folder / TABLE}.csv, .json, .md, .png and {folder / REPORT}")
+    say(f"{folder / TABLE}.csv, .json, .md, .png and {folder / REPORT}")
     return 0
 
 

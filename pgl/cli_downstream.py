@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pgl.printing import printable, say
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
@@ -32,6 +34,7 @@ def predict_arguments(parser: ArgumentParser) -> None:
     ):
         parser.add_argument(f"--{name}", type=list[str], default=[], help=help)
     parser.add_argument("--accelerator", choices=["auto", "cpu", "cuda"], default="auto", help="the device")
+    _add_timeout(parser, "one image")
     parser.add_class_arguments(InferenceSettings, "inference")
 
 
@@ -46,8 +49,9 @@ def predict(arguments: Namespace) -> int:
         arguments.exclude,
         arguments.accelerator,
         arguments.inference,
+        timeout_s=arguments.timeout_s,
     )
-    print(f"{arguments.output}: {len(written)} label maps; class numbers are in labels.json")
+    say(f"{arguments.output}: {len(written)} label maps; class numbers are in labels.json")
     return report.exit_code
 
 
@@ -64,6 +68,18 @@ def evaluate_arguments(parser: ArgumentParser) -> None:
         help="numbers of the labels that make up each predicted class, such as '{\"kidney\": [4, 5]}'",
     )
     parser.add_argument("--output", metavar="FILE", help="the scores (default: PREDICTIONS/scores.csv)")
+    _add_timeout(parser, "one pair of files")
+
+
+def _add_timeout(parser: ArgumentParser, what: str) -> None:
+    from pgl.workers import TIMEOUT_S
+
+    parser.add_argument(
+        "--timeout_s",
+        type=float,
+        default=TIMEOUT_S,
+        help=f"seconds that reading {what} may take before its process is ended; 0 for no limit",
+    )
 
 
 def evaluate(arguments: Namespace) -> int:
@@ -74,7 +90,6 @@ def evaluate(arguments: Namespace) -> int:
 
     from pgl.downstream.evaluate import evaluate
     from pgl.downstream.results import show, write_csv
-    from pgl.prepare_report import printable
 
     scores, problems = evaluate(
         arguments.predictions,
@@ -83,11 +98,12 @@ def evaluate(arguments: Namespace) -> int:
         arguments.label_name,
         arguments.classes,
         arguments.merge,
+        arguments.timeout_s,
     )
     errors = Console(stderr=True)
     for path, reason in problems:
         errors.print(Text(printable(f"not scored: {path}: {reason}")), soft_wrap=True)
     file = write_csv(arguments.output or Path(arguments.predictions) / "scores.csv", scores)
     show(scores, Console(), f"cases: {len({s.subject for s in scores})}")
-    print(f"{file}: the scores of each case and class")
+    say(f"{file}: the scores of each case and class")
     return 1 if problems else 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pgl.printing import say
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
@@ -112,7 +114,7 @@ def _encoder(arguments: Namespace) -> None:
     from pgl.export.encoder import export_encoder
 
     network = export_encoder(arguments.run, arguments.output, arguments.checkpoint)
-    print(
+    say(
         f"{arguments.output}: the encoder after {network['trained_steps']} steps; "
         f"load it with pgl.load_encoder({str(arguments.output)!r})"
     )
@@ -137,19 +139,19 @@ def _nnunet(arguments: Namespace) -> None:
     untrained = (
         f", {written.untrained} untrained (stages beyond the trained one)" if written.untrained else ""
     )
-    print(
+    say(
         f"{arguments.output}: {written.pretrained} tensors from {written.trained_steps} steps of pretraining"
         f"{untrained}, {written.fresh} fresh (decoder); nnU-Net draws the {written.segmentation} of the "
         "segmentation layers itself"
     )
     plans = Path(arguments.write_plans or arguments.plans)
     if arguments.write_plans:
-        print(f"{plans}: plans for these weights; put it into nnUNet_preprocessed/DATASET, then")
-        print(f"  nnUNetv2_preprocess -d DATASET -plans_name {plans.stem} -c {configuration}")
+        say(f"{plans}: plans for these weights; put it into nnUNet_preprocessed/DATASET, then")
+        say(f"  nnUNetv2_preprocess -d DATASET -plans_name {plans.stem} -c {configuration}")
     for note in written.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     weights = f"-pretrained_weights {arguments.output}"
-    print(f"  nnUNetv2_train DATASET {configuration} FOLD -p {plans.stem} {weights}")
+    say(f"  nnUNetv2_train DATASET {configuration} FOLD -p {plans.stem} {weights}")
 
 
 def _nnssl(arguments: Namespace) -> None:
@@ -157,9 +159,7 @@ def _nnssl(arguments: Namespace) -> None:
 
     network = export_nnssl(arguments.run, arguments.output, arguments.patch_size, arguments.checkpoint)
     steps = network["trained_steps"]
-    print(f"{arguments.output}: the encoder after {steps} steps, as a checkpoint of nnssl")
-    print(f"  nnUNetv2_preprocess_like_nnssl -d DATASET -n NAME -pc {arguments.output} -am like_pretrained")
-    print("  nnUNetv2_train_pretrained DATASET 3d_fullres FOLD -p PLANS -tr PretrainedTrainer")
-    print(
-        "note: this route normalises each image by itself (z-score); --format nnunet keeps pretraining's HU"
-    )
+    say(f"{arguments.output}: the encoder after {steps} steps, as a checkpoint of nnssl")
+    say(f"  nnUNetv2_preprocess_like_nnssl -d DATASET -n NAME -pc {arguments.output} -am like_pretrained")
+    say("  nnUNetv2_train_pretrained DATASET 3d_fullres FOLD -p PLANS -tr PretrainedTrainer")
+    say("note: this route normalises each image by itself (z-score); --format nnunet keeps pretraining's HU")

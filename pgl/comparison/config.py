@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pgl.config import PretrainConfig, settled
-from pgl.config import check as check_pretraining
+from pgl.config_check import check as check_pretraining
 from pgl.downstream.config import RANDOM, FinetuneConfig
 from pgl.downstream.config import check as check_finetuning
 
@@ -26,11 +26,17 @@ class CompareSettings:
             it in any case.
         initialisations: of ``random``, ``genesis``, ``byol``, ``pgl``.
         fractions: shares of the training patients whose labels are used.
+        ceiling_fractions: further shares, fine-tuned from random weights and with the first seed alone: what
+            more labels would give.
         seeds: each is the seed of a pretraining by every method and of all fine-tunings from it.
         pretrain_once: pretrain with the first seed alone, and fine-tune from it with every seed. The spread
             over seeds is then that of fine-tuning alone.
         tasks: name → classes, see ``classes`` of ``pgl finetune``; each is fine-tuned by itself. Leave out
             for one task, with the classes of the fine-tuning settings.
+        jobs: runs in progress at once, on the same cores and the same GPU. Above 1 none takes more threads
+            and reading processes than its share of the cores.
+        keep_going: go on with the others when a run fails.
+        time_limit_s: after so many seconds save what is in progress and stop; 0 for no limit.
     """
 
     data: Path
@@ -38,9 +44,20 @@ class CompareSettings:
     unlabelled: Path | None = None
     initialisations: tuple[str, ...] = INITIALISATIONS
     fractions: tuple[float, ...] = (0.1, 0.25, 1.0)
+    ceiling_fractions: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     pretrain_once: bool = False
     tasks: Tasks | None = None
+    jobs: int = 1
+    keep_going: bool = False
+    time_limit_s: float = 0
+
+    def starts(self, seed: int | None = None) -> dict[float, tuple[str, ...]]:
+        """The initialisations of each fraction, with that seed or at all."""
+        starts = dict.fromkeys(self.fractions, self.initialisations)
+        if seed in (None, self.seeds[0]):
+            starts |= dict.fromkeys(self.ceiling_fractions, (RANDOM,))
+        return starts
 
 
 @dataclass(frozen=True)
@@ -95,8 +112,8 @@ class Comparison:
             self._tuning(task, initialisation, fraction, seed)
             for seed in settings.seeds
             for task in self.tasks
-            for fraction in settings.fractions
-            for initialisation in settings.initialisations
+            for fraction, initialisations in settings.starts(seed).items()
+            for initialisation in initialisations
         ]
         for run in self.pretrainings.values():
             check_pretraining(run)
@@ -118,6 +135,11 @@ class Comparison:
         if tuning.initialisation == RANDOM:
             return None
         return tuning.initialisation, self.settings.seeds[0] if self.settings.pretrain_once else tuning.seed
+
+    def sources_of(self, seed: int) -> list[tuple[str, int]]:
+        """All pretrainings that fine-tunings of a seed start from."""
+        of = self.settings.seeds[0] if self.settings.pretrain_once else seed
+        return [source for source in self.pretrainings if source[1] == of]
 
     def encoder_file(self, method: str, seed: int) -> Path:
         """Where the encoder of a pretraining is exported to."""
@@ -172,6 +194,16 @@ def _check(settings: CompareSettings) -> None:
         values: Sequence[object] = getattr(settings, name)
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{name} must be different from each other, at least one, got {list(values)}")
+    shared = set(settings.fractions) & set(settings.ceiling_fractions)
+    if shared or len(set(settings.ceiling_fractions)) < len(settings.ceiling_fractions):
+        raise ValueError(
+            "ceiling_fractions must be different from each other and from fractions, got "
+            f"{list(settings.ceiling_fractions)} beside {list(settings.fractions)}"
+        )
+    if settings.jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {settings.jobs}")
+    if not 0 <= settings.time_limit_s < float("inf"):
+        raise ValueError(f"time_limit_s must be at least 0, got {settings.time_limit_s}")
     if min(settings.seeds) < 0:
         raise ValueError(f"seeds must be at least 0, got {list(settings.seeds)}")
     for task, classes in (settings.tasks or {}).items():

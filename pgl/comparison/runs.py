@@ -12,20 +12,25 @@ The output folder, DIR/::
     compare.png                 Dice over the number of labelled cases
     report.html                 all of it on one page
 
-The tables are written after every fine-tuning, so they can be read while the rest is still going on.
+    logs/                       with several jobs: what each run printed
+
+The tables are written as fine-tunings end, so they can be read while the rest is still going on.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import math
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pgl.child_runs import is_pretrained, pretrain_in_child, run_pgl, write_child_settings
+from pgl.child_runs import is_pretrained, pretrain_in_child, remove_run, run_pgl, write_child_settings
 from pgl.comparison.config import Comparison, Tuning
 from pgl.comparison.page import write_results
+from pgl.comparison.side_by_side import INTERRUPTED, Job, cores_each, run_side_by_side
 from pgl.comparison.unseen import write_unseen
 from pgl.config import PretrainConfig
 from pgl.config import to_plain as plain_pretraining
@@ -33,6 +38,7 @@ from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.config import to_plain as plain_finetuning
 from pgl.downstream.train import RESULTS_FORMAT
 from pgl.export import export_encoder
+from pgl.lock import only_writer
 from pgl.manifest import sha256_of
 from pgl.run_facts import flat
 from pgl.run_folder import CONFIG, ENVIRONMENT, METRICS, cases_of
@@ -44,9 +50,15 @@ _NOT_COMPARED = {
     "train.checkpoint_every", "train.keep_every", "train.kept", "inference.batch_size",
 }  # fmt: skip
 
+OUT_OF_TIME = 124  # the exit code of timeout(1)
+# Time between two writings of the tables, in times of how long the last one took.
+_LEAST_BETWEEN_WRITES = 10.0
+Run = TypeVar("Run", PretrainConfig, FinetuneConfig)
+
 
 class ComparisonStopped(RuntimeError):
-    """One of the runs did not come to its end; ``exit_code`` is its own."""
+    """Not all runs came to their end; ``exit_code`` is that of the first that failed, 124 after the time
+    limit, 130 after an interruption."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -54,45 +66,181 @@ class ComparisonStopped(RuntimeError):
 
 
 def compare(comparison: Comparison, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Do what is missing of a comparison, one run after the other, and write its tables and its page.
+    """Do what is missing of a comparison, and write its tables and its page.
 
-    Runs that are done are kept, one that was interrupted goes on from its last checkpoint.
+    Runs that are done are kept, one that was interrupted goes on from its last checkpoint. With
+    ``settings.jobs`` above 1 several are in progress at once; what they print goes to files in DIR/logs.
 
     Args:
         comparison: the runs.
-        say: gets a line before each run.
+        say: gets a line at the start and end of each run.
 
     Returns:
         The content of compare.json.
 
     Raises:
         ValueError: a run that is there has other settings, other cases or other weights.
-        ComparisonStopped: a run failed or was interrupted; comparing again goes on there.
+        InUse: another process is at this comparison.
+        ComparisonStopped: a run failed, the time is over, or all was interrupted; comparing again goes on
+            there.
     """
-    settings = comparison.settings
+    with only_writer(comparison.settings.output):
+        return _compare(comparison, say)
+
+
+def _compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any]:
+    settings, began = comparison.settings, time.monotonic()
     for pretraining in comparison.pretrainings.values():
-        _refuse_other_settings(Path(pretraining.output), plain_pretraining(pretraining))
+        refuse_other_settings(Path(pretraining.output), plain_pretraining(pretraining))
     for tuning in comparison.tunings:
-        _refuse_other_settings(Path(tuning.config.output), plain_finetuning(tuning.config))
+        refuse_other_settings(Path(tuning.config.output), plain_finetuning(tuning.config))
     split = comparison.tunings[0].config.split
     kept, left_out = write_unseen(settings.data, settings.unlabelled, comparison.pretraining_cache, split)
     say(f"pretraining on {len(kept)} cases, without {len(left_out)} test cases")
-    done: list[tuple[Tuning, dict[str, Any]]] = []
-    for place, tuning in enumerate(comparison.tunings, start=1):
-        source = comparison.source_of(tuning)
-        if source is not None:
-            _pretrain(comparison.pretrainings[source], comparison.encoder_file(*source), kept, say)
-        name = Path(tuning.config.output).name
-        where = f"({place} of {len(comparison.tunings)} fine-tunings)"
-        if is_tuned(tuning.config):
-            say(f"{name}: done before {where}")
-            done.append((tuning, _results(tuning.config)))
-            continue
-        say(f"{name} {where}")
-        _finetune(tuning.config, name)
-        done.append((tuning, _results(tuning.config)))
-        write_results(comparison, done)
-    return write_results(comparison, done)
+    ready = _Ready(comparison, kept)
+    ready.take_what_is_there(say)
+    left_s = max(settings.time_limit_s - (time.monotonic() - began), 1e-9) if settings.time_limit_s else 0.0
+    outcome = run_side_by_side(ready.jobs(), settings.jobs, say, settings.keep_going, left_s)
+    content = ready.write()
+    lacking = f"{len(comparison.tunings) - len(ready.results)} of {len(comparison.tunings)} fine-tunings"
+    on = "the same command goes on from there"
+    if outcome.interrupted:
+        raise ComparisonStopped(f"interrupted, {lacking} are still to be done; {on}", INTERRUPTED)
+    if outcome.out_of_time:
+        raise ComparisonStopped(
+            f"the time limit of {settings.time_limit_s:g} s is over, {lacking} are still to be done; {on}",
+            OUT_OF_TIME,
+        )
+    if outcome.failed:
+        name, code = next(iter(outcome.failed.items()))
+        more = f", and {len(outcome.failed) - 1} others failed" if len(outcome.failed) > 1 else ""
+        told = f" (see {_log(comparison, name)})" if settings.jobs > 1 else ""
+        raise ComparisonStopped(f"{name} ended with exit code {code}{told}{more}; {on}", code)
+    assert content is not None
+    return content
+
+
+class _Ready:
+    """What is done so far, and the jobs that are not."""
+
+    def __init__(self, comparison: Comparison, cases: list[str]) -> None:
+        self.comparison, self.cases = comparison, cases
+        self.pretrained: set[tuple[str, int]] = set()
+        self.results: dict[str, dict[str, Any]] = {}
+        self.written, self.writing_took = -math.inf, 0.0
+
+    def take_what_is_there(self, say: Callable[[str], None]) -> None:
+        """Note the runs that were done before."""
+        comparison = self.comparison
+        for source, run in comparison.pretrainings.items():
+            if is_pretrained(Path(run.output), run.train.steps):
+                self._take_pretraining(source)
+        for place, tuning in enumerate(comparison.tunings, start=1):
+            if is_tuned(tuning.config):
+                name = Path(tuning.config.output).name
+                self.results[name] = _results(tuning.config)
+                say(f"{name}: done before ({place} of {len(comparison.tunings)} fine-tunings)")
+
+    def jobs(self) -> list[Job]:
+        """What is to be done, in the order in which it is wanted.
+
+        One after the other, a pretraining comes just before the first run that needs it. Several at once,
+        the pretrainings of a seed come first and have the machine for themselves, since all else waits for
+        the slowest of them.
+        """
+        comparison, jobs = self.comparison, dict[str, Job]()
+        together = comparison.settings.jobs > 1
+        for tuning in comparison.tunings:
+            name = Path(tuning.config.output).name
+            if name in self.results:
+                continue
+            source = comparison.source_of(tuning)
+            wanted = comparison.sources_of(tuning.seed) if together else [source] if source else []
+            wanted = [one for one in wanted if one not in self.pretrained]
+            for one in wanted:
+                jobs.setdefault(_name(one), self._pretraining_job(one))
+            jobs[name] = self._tuning_job(tuning, frozenset(map(_name, wanted)))
+        return list(jobs.values())
+
+    def write(self) -> dict[str, Any] | None:
+        """Write the tables and the page; compare.json's content, None if nothing is done."""
+        comparison = self.comparison
+        done = [
+            (tuning, self.results[name])
+            for tuning in comparison.tunings
+            if (name := Path(tuning.config.output).name) in self.results
+        ]
+        if not done:
+            return None
+        began = time.monotonic()
+        content = write_results(comparison, done)
+        self.written = time.monotonic()
+        self.writing_took = self.written - began
+        return content
+
+    def _pretraining_job(self, source: tuple[str, int]) -> Job:
+        run = _sharing(self.comparison.pretrainings[source], self.comparison.settings.jobs)
+        log = self._log(_name(source))
+        return Job(
+            _name(source),
+            lambda: run_pretraining(run, log) if log else run_pretraining(run),
+            finished=lambda: self._take_pretraining(source),
+        )
+
+    def _tuning_job(self, tuning: Tuning, needs: frozenset[str]) -> Job:
+        run = _sharing(tuning.config, self.comparison.settings.jobs)
+        name = Path(run.output).name
+        log = self._log(name)
+        return Job(
+            name,
+            lambda: run_finetuning(run, log) if log else run_finetuning(run),
+            needs,
+            lambda: self._take_tuning(tuning, name),
+        )
+
+    def _log(self, name: str) -> Path | None:
+        return _log(self.comparison, name) if self.comparison.settings.jobs > 1 else None
+
+    def _take_pretraining(self, source: tuple[str, int]) -> None:
+        folder = Path(self.comparison.pretrainings[source].output)
+        trained_on = {name for names in cases_of(folder).values() for name in names}
+        if trained_on != set(self.cases):
+            other = ", ".join(sorted(trained_on ^ set(self.cases))[:5])
+            raise ValueError(
+                f"{folder} was pretrained on other cases ({other}): the cache or the split has changed "
+                "since; give another --output"
+            )
+        file = self.comparison.encoder_file(*source)
+        if not file.is_file():
+            export_encoder(folder, file)
+        self.pretrained.add(source)
+
+    def _take_tuning(self, tuning: Tuning, name: str) -> None:
+        self.results[name] = _results(tuning.config)
+        # Drawing takes seconds; while runs end faster than that, not after each of them.
+        if time.monotonic() - self.written > _LEAST_BETWEEN_WRITES * self.writing_took:
+            self.write()
+
+
+def _name(source: tuple[str, int]) -> str:
+    return f"{source[0]}-seed{source[1]}"
+
+
+def _log(comparison: Comparison, name: str) -> Path:
+    return comparison.folder / "logs" / f"{name}.txt"
+
+
+def _sharing(run: Run, jobs: int) -> Run:
+    """A run with no more threads and reading processes than its share of the cores."""
+    if jobs == 1:
+        return run
+    share = cores_each(jobs)
+    train = replace(
+        run.train,
+        threads=min(run.train.threads or share, share),
+        workers=min(run.train.workers, share - 1),
+    )
+    return replace(run, train=train)
 
 
 def is_tuned(run: FinetuneConfig) -> bool:
@@ -100,35 +248,12 @@ def is_tuned(run: FinetuneConfig) -> bool:
     return (Path(run.output) / "results.json").is_file()
 
 
-def _pretrain(run: PretrainConfig, file: Path, cases: list[str], say: Callable[[str], None]) -> None:
-    folder = Path(run.output)
-    if not is_pretrained(folder, run.train.steps):
-        say(f"{folder.name}: pretraining")
-        code = run_pretraining(run)
-        if code:
-            raise _stopped(folder.name, code)
-    trained_on = {name for names in cases_of(folder).values() for name in names}
-    if trained_on != set(cases):
-        raise ValueError(
-            f"{folder} was pretrained on other cases ({', '.join(sorted(trained_on ^ set(cases))[:5])}): the "
-            "cache or the split has changed since; give another --output"
-        )
-    if not file.is_file():
-        export_encoder(folder, file)
-
-
-def _finetune(run: FinetuneConfig, name: str) -> None:
-    code = run_finetuning(run)
-    if code:
-        raise _stopped(name, code)
-
-
-def run_pretraining(run: PretrainConfig) -> int:
+def run_pretraining(run: PretrainConfig, log: Path | None = None) -> int:
     """Run or go on with a pretraining; its exit code."""
-    return pretrain_in_child(run)
+    return pretrain_in_child(run, log)
 
 
-def run_finetuning(run: FinetuneConfig) -> int:
+def run_finetuning(run: FinetuneConfig, log: Path | None = None) -> int:
     """Run or go on with a fine-tuning; its exit code."""
     folder = Path(run.output)
     words = ["finetune", "--config", str(write_child_settings(folder, plain_finetuning(run)))]
@@ -136,12 +261,8 @@ def run_finetuning(run: FinetuneConfig) -> int:
         words.append("--resume")
     elif folder.is_dir():
         # Killed before it had written who trains: there is nothing to go on from.
-        shutil.rmtree(folder)
-    return run_pgl(words)
-
-
-def _stopped(name: str, code: int) -> ComparisonStopped:
-    return ComparisonStopped(f"{name} ended with exit code {code}; the same command goes on from there", code)
+        remove_run(folder)
+    return run_pgl(words, log)
 
 
 def _results(run: FinetuneConfig) -> dict[str, Any]:
@@ -167,7 +288,12 @@ def _results(run: FinetuneConfig) -> dict[str, Any]:
     return dict(results)
 
 
-def _refuse_other_settings(folder: Path, wanted_plain: dict[str, Any]) -> None:
+def refuse_other_settings(folder: Path, wanted_plain: dict[str, Any]) -> None:
+    """Refuse to go on with a run that is there with other settings.
+
+    Raises:
+        ValueError: names the settings.
+    """
     import yaml
 
     if not (folder / CONFIG).is_file() or not (

@@ -66,12 +66,12 @@ def summarise(comparison: Comparison, done: Done) -> list[dict[str, Any]]:
     by_place = {(t.task, t.fraction, t.initialisation, t.seed): r for t, r in done}
     entries = []
     for task in comparison.tasks:
-        for fraction in comparison.settings.fractions:
-            for start in comparison.settings.initialisations:
+        for fraction, starts in comparison.settings.starts().items():
+            for start in starts:
                 entries.append(_entry(comparison, by_place, [task], task, fraction, start))
     if len(comparison.tasks) > 1:
-        for fraction in comparison.settings.fractions:
-            for start in comparison.settings.initialisations:
+        for fraction, starts in comparison.settings.starts().items():
+            for start in starts:
                 entries.append(_entry(comparison, by_place, comparison.tasks, MEAN, fraction, start))
     return [entry for entry in entries if entry["seeds"]]
 

@@ -10,11 +10,13 @@ import numpy as np
 import SimpleITK as sitk
 
 from pgl.downstream.metrics import Score, score_case
-from pgl.images import Limits, RejectedImage
+from pgl.downstream.reading import failure, read_pair
+from pgl.images import RejectedImage
 from pgl.labels.alignment import Geometry, misalignment
 from pgl.labels.classes import HIGHEST_CLASS, read_classes
 from pgl.labels.pairs import CLASS_FILES, named_files
-from pgl.labels.reading import check_classes, read_label
+from pgl.labels.reading import check_classes
+from pgl.workers import TIMEOUT_S, check_timeout, run_isolated
 
 SAME_GRID_MM = 1e-3
 
@@ -26,6 +28,7 @@ def evaluate(
     label_name: str = "*",
     classes: str | os.PathLike[str] | None = None,
     merge: Mapping[str, Sequence[int]] | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> tuple[list[Score], list[tuple[str, str]]]:
     """Score each prediction against the label of the same name, on the label's grid.
 
@@ -36,6 +39,7 @@ def evaluate(
             ``predictions``, otherwise the numbers in the labels.
         merge: name → numbers in the labels that make it up; the predictions hold the classes numbered from 1
             in this order. For a network that was trained on merged classes.
+        timeout_s: seconds that reading one pair may take before its process is ended; 0 for no limit.
 
     Returns:
         The scores, and (path, reason) of what has no partner or cannot be compared.
@@ -44,6 +48,7 @@ def evaluate(
         FileNotFoundError: a folder is missing.
         ValueError: nothing can be compared.
     """
+    check_timeout(timeout_s)
     folders = [Path(predictions), Path(labels)]
     for name, folder in zip(("predictions", "labels"), folders, strict=True):
         if not folder.is_dir():
@@ -56,12 +61,13 @@ def evaluate(
     problems += [(str(ours[n]), "prediction without label") for n in sorted(set(ours) - set(theirs))]
     problems += [(str(theirs[n]), "label without prediction") for n in sorted(set(theirs) - set(ours))]
     pairs: dict[str, tuple[sitk.Image, sitk.Image]] = {}
-    limits = Limits((1.0, 1.0, 1.0), (1, 1, 1), 2**31, 0.1)
-    for name in sorted(set(ours) & set(theirs)):
-        try:
-            pairs[name] = (read_label(str(ours[name]), limits), read_label(str(theirs[name]), limits))
-        except RejectedImage as error:
-            problems.append((str(ours[name]), f"with {theirs[name]}: {error}"))
+    jobs = [(str(ours[name]), str(theirs[name]), name) for name in sorted(set(ours) & set(theirs))]
+    for (path, other, name), answer in run_isolated(read_pair, jobs, 1, timeout_s):
+        reason = failure(answer)
+        if reason is None:
+            pairs[name] = answer
+        else:
+            problems.append((path, f"with {other}: {reason}"))
     names, table = _classes(folders[0], classes, merge, [label for _, label in pairs.values()])
     scores: list[Score] = []
     for name, (prediction, label) in pairs.items():

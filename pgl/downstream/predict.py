@@ -1,4 +1,4 @@
-"""``pgl predict``: segment images of any format, each on its own grid."""
+"""``pgl predict``: segment CT images, each on its own grid."""
 
 from __future__ import annotations
 
@@ -16,23 +16,16 @@ from pgl.atomic import atomic_path, write_json
 from pgl.downstream.config import InferenceSettings
 from pgl.downstream.inference import probabilities
 from pgl.downstream.model_file import Segmenter, load_model
+from pgl.downstream.reading import failure, read_image
 from pgl.downstream.setup import accelerator as chosen_accelerator
-from pgl.images import (
-    Grid,
-    Limits,
-    RejectedImage,
-    check_intensities,
-    find_files,
-    read_file,
-    read_series,
-    resample,
-)
+from pgl.images import Grid, Limits, find_files, resample
 from pgl.images.native import split_suffixes
 from pgl.labels.resampling import probabilities_onto
 from pgl.prepare_case import Job
 from pgl.prepare_jobs import list_jobs
-from pgl.prepare_report import PrepareReport, printable
-from pgl.workers import usable_cores
+from pgl.prepare_report import PrepareReport
+from pgl.printing import printable
+from pgl.workers import TIMEOUT_S, check_timeout, run_isolated, usable_cores
 
 CLASSES = "labels.json"
 MAXIMUM_VOXELS = 2**30
@@ -48,6 +41,7 @@ def predict(
     accelerator: str = "auto",
     inference: InferenceSettings | None = None,
     console: Console | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> tuple[list[Path], PrepareReport]:
     """Segment every CT in ``sources``.
 
@@ -63,6 +57,8 @@ def predict(
         accelerator: ``auto``, ``cpu`` or ``cuda``.
         inference: sliding window; the defaults if None.
         console: where progress and rejections are shown; standard error if None.
+        timeout_s: seconds that reading one image may take before its process is ended and the image rejected;
+            0 for no limit.
 
     Returns:
         The files written, and a report whose ``rejected`` names what could not be used.
@@ -71,6 +67,7 @@ def predict(
         FileNotFoundError: no model or source.
         ValueError: a damaged model, or no usable CT.
     """
+    check_timeout(timeout_s)
     device = torch.device("cuda" if chosen_accelerator(accelerator) in ("cuda", "gpu") else "cpu")
     model = load_model(run, device)
     limits = Limits(model.spacing_mm, (1, 1, 1), MAXIMUM_VOXELS, SLICE_TOLERANCE)
@@ -81,19 +78,17 @@ def predict(
     with Progress(console=console or Console(stderr=True)) as progress:
         for entry in found.rejected:
             report.reject(*entry, progress.console)
-        jobs = list_jobs(found, [], report.output, limits, usable_cores(), report, progress)
+        jobs = list_jobs(found, [], report.output, limits, usable_cores(), report, progress, timeout_s)
         names = _names(jobs)
         bar = progress.add_task("segmenting", total=len(jobs))
-        for job, name in zip(jobs, names, strict=True):
-            try:
-                if job.unreadable:
-                    raise RejectedImage("incomplete: files that may be slices of it cannot be read")
-                image, grid = read_series(job.headers, limits) if job.headers else read_file(job.path, limits)
-                check_intensities(sitk.GetArrayViewFromImage(image))
-            except RejectedImage as error:
-                report.reject(job.path, str(error), progress.console)
+        name_of = dict(zip((job.case_ids for job in jobs), names, strict=True))
+        for job, answer in run_isolated(read_image, jobs, 1, timeout_s):
+            reason = failure(answer)
+            if reason is not None:
+                report.reject(job.path, reason, progress.console)
             else:
-                written.append(folder / f"{name}.nii.gz")
+                image, grid = answer
+                written.append(folder / f"{name_of[job.case_ids]}.nii.gz")
                 _write(written[-1], segment(model, image, grid, device, inference or InferenceSettings()))
             progress.advance(bar)
     if not written:

@@ -12,9 +12,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pgl.atomic import write_text
 from pgl.downstream.metrics import Score
+from pgl.printing import printable
 
 COLUMNS = ("subject", "class", "dice", "hd95_mm", "voxels_true", "voxels_predicted")
 
@@ -68,7 +70,7 @@ def show(scores: Sequence[Score], console: Console, title: str) -> None:
     summary = summarise(scores)
     for name, entry in summary["classes"].items():
         table.add_row(
-            name,
+            Text(printable(name)),
             _number(entry["dice"], 4),
             _number(entry["hd95_mm"], 2),
             str(entry["cases"]),

@@ -11,6 +11,7 @@ from torch import nn
 from pgl.atomic import atomic_path
 from pgl.downstream.config import FinetuneConfig, to_plain
 from pgl.downstream.splits import Split
+from pgl.lock import is_empty_but_for_locks
 from pgl.run_folder import CONFIG
 from pgl.safe_load import check_header, safe_load
 
@@ -28,7 +29,7 @@ def prepare_folder(folder: Path, config: FinetuneConfig) -> None:
         FileExistsError: it holds something and ``resume`` is not set, or it holds no run.
         FileNotFoundError: there is nothing to resume.
     """
-    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    occupied = folder.exists() and (not folder.is_dir() or not is_empty_but_for_locks(folder))
     if occupied and not config.resume:
         raise FileExistsError(
             f"output {folder} already holds something: give --resume to continue a run, or another --output"

@@ -19,6 +19,7 @@ from pgl.augment import Augmentation, augment, normalise, sample_augmentation
 from pgl.config import AugmentSettings, IntensitySettings
 from pgl.downstream.config import PatchSettings
 from pgl.downstream.labels import LabelledCache
+from pgl.orphans import end_with_the_trainer
 
 Triple = tuple[int, int, int]
 
@@ -143,6 +144,7 @@ def make_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=end_with_the_trainer if workers else None,
     )
 
 

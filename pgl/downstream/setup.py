@@ -19,21 +19,32 @@ from pgl.config import IntensitySettings
 from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.labels import LabelledCache
 from pgl.downstream.network import Loaded, summary
-from pgl.labels.settings import LabelSettings
 from pgl.networks import default_encoder, describe
-from pgl.prepare import PrepareSettings, prepare
+
+
+def prepare_source(config: FinetuneConfig) -> None:
+    """Make the cache from ``config.source``, if that is given.
+
+    Raises:
+        FileNotFoundError: no source.
+        ValueError: no usable data.
+    """
+    if config.source is not None and not config.resume:
+        # Reading images needs SimpleITK, training from a cache does not.
+        from pgl.labels.settings import LabelSettings
+        from pgl.prepare import PrepareSettings, prepare
+
+        settings = PrepareSettings() if config.spacing_mm is None else PrepareSettings(config.spacing_mm)
+        prepare([config.source], config.data, settings, labels=LabelSettings(layout=config.layout))
 
 
 def labelled_cache(config: FinetuneConfig) -> LabelledCache:
-    """The cache to train on; made from ``config.source`` if that is given.
+    """The cache to train on.
 
     Raises:
-        FileNotFoundError: no cache, or no source.
+        FileNotFoundError: no cache.
         ValueError: no usable data, or a cache of another spacing.
     """
-    if config.source is not None and not config.resume:
-        settings = PrepareSettings() if config.spacing_mm is None else PrepareSettings(config.spacing_mm)
-        prepare([config.source], config.data, settings, labels=LabelSettings(layout=config.layout))
     cache = LabelledCache(config.data, config.classes)
     there = cache.images.spacing_mm
     if config.spacing_mm is not None and tuple(config.spacing_mm) != tuple(there):

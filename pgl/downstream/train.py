@@ -47,10 +47,13 @@ from pgl.downstream.setup import (
     intensity,
     labelled_cache,
     precision,
+    prepare_source,
     say_loaded,
 )
 from pgl.downstream.splits import Split, split_cases
 from pgl.export import read_export
+from pgl.kept_memory import keep_freed_memory
+from pgl.lock import only_writer, reading
 from pgl.manifest import sha256_of
 from pgl.networks import seeded_module
 from pgl.record import RunRecord, write_settings
@@ -74,6 +77,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             with ``resume``.
         FileNotFoundError: no cache, no weights file, or nothing to resume.
         FileExistsError: ``output`` holds something and ``resume`` is not set.
+        InUse: another run is writing to ``config.output``, or ``pgl prepare`` to the cache.
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt: stopped by a signal, after the state was saved.
     """
@@ -81,11 +85,14 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     export = None if config.weights == RANDOM else read_export(config.weights)
-    cache = labelled_cache(config)
-    split = split_cases(cache.subjects, config.split, config.fraction, config.seed)
     folder = Path(config.output)
-    prepare_folder(folder, config)
-    return _Run(config, cache, split, export, folder).run()
+    with only_writer(folder):
+        prepare_folder(folder, config)
+        prepare_source(config)
+        with reading(config.data):
+            cache = labelled_cache(config)
+            split = split_cases(cache.subjects, config.split, config.fraction, config.seed)
+            return _Run(config, cache, split, export, folder).run()
 
 
 class _Run:
@@ -109,6 +116,8 @@ class _Run:
             devices=1,
             precision=precision(config),  # type: ignore[arg-type]
         )
+        if self.fabric.device.type == "cpu":
+            keep_freed_memory()
         outputs = cache.task.outputs
         self.network: nn.Module = seeded_module(
             config.seed, lambda: build_unet(self.description, outputs, config.decoder_convs)

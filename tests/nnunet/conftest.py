@@ -1,4 +1,4 @@
-"""A dataset in nnU-Net's layout, planned by nnU-Net itself, and a pretrained encoder."""
+"""Datasets in nnU-Net's layout, planned by nnU-Net itself, and a pretrained encoder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pgl.networks import EncoderSettings
 from tests.pgl.encoder_files import encoder_file
 
 DATASET = "Dataset001_Blobs"
+TWO_CHANNELS = "Dataset002_Pairs"
 PLANNED = "nnUNetResEncUNetMPlans"
 SPACING_MM = (3.0, 1.0, 1.0)
 
@@ -38,8 +39,8 @@ class Dataset:
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dataset]:
-    """Five cases at ``SPACING_MM``, planned by nnU-Net's ``nnUNetPlannerResEncM``."""
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder that nnU-Net's variables name while the tests run."""
     home = tmp_path_factory.mktemp("nnunet")
     variables = {f"nnUNet_{name}": str(home / name) for name in ("raw", "preprocessed", "results")}
     variables |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f"}
@@ -48,10 +49,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dataset]:
             patch.setenv(name, value)
         for name in ("raw", "preprocessed", "results"):
             (home / name).mkdir()
-        folder = home / "raw" / DATASET
-        _write_cases(folder)
-        nnunet("plan_and_preprocess", "-d", "1", "-pl", "nnUNetPlannerResEncM", "--no_pp", "-npfp", "1")
-        yield Dataset(folder, home / "preprocessed" / DATASET)
+        yield home
+
+
+@pytest.fixture(scope="session")
+def dataset(home: Path) -> Dataset:
+    """Five cases at ``SPACING_MM``, planned by nnU-Net's ``nnUNetPlannerResEncM``."""
+    return _planned(home, DATASET, channels=1)
+
+
+@pytest.fixture(scope="session")
+def two_channels(home: Path) -> Dataset:
+    """Like ``dataset``, with two images a case."""
+    return _planned(home, TWO_CHANNELS, channels=2)
 
 
 @pytest.fixture(scope="session")
@@ -74,24 +84,36 @@ def nnunet(command: str, *words: str) -> str:
     return done.stdout
 
 
-def _write_cases(folder: Path) -> None:
+def _planned(home: Path, name: str, channels: int) -> Dataset:
+    folder = home / "raw" / name
+    _write_cases(folder, channels)
+    number = str(int(name[len("Dataset") :][:3]))
+    nnunet("plan_and_preprocess", "-d", number, "-pl", "nnUNetPlannerResEncM", "--no_pp", "-npfp", "1")
+    return Dataset(folder, home / "preprocessed" / name)
+
+
+def _write_cases(folder: Path, channels: int) -> None:
     import SimpleITK
 
     (folder / "imagesTr").mkdir(parents=True)
     (folder / "labelsTr").mkdir()
     rng = np.random.default_rng(0)
+
+    def write(values: np.ndarray, path: Path) -> None:
+        image = SimpleITK.GetImageFromArray(values)
+        image.SetSpacing(SPACING_MM[::-1])
+        SimpleITK.WriteImage(image, str(path))
+
     for case in range(5):
-        hu = rng.normal(40, 200, (20, 40, 44)) + 900 * rng.integers(-1, 2, (20, 1, 1))
-        label = np.zeros(hu.shape, np.uint8)
+        label = np.zeros((20, 40, 44), np.uint8)
         label[5:12, 10:25, 12:30] = 1
         label[8:10, 14:20, 18:24] = 2
-        for name, values in (("imagesTr", hu.astype(np.int16)), ("labelsTr", label)):
-            image = SimpleITK.GetImageFromArray(values)
-            image.SetSpacing(SPACING_MM[::-1])
-            suffix = "_0000" if name == "imagesTr" else ""
-            SimpleITK.WriteImage(image, str(folder / name / f"case{case}{suffix}.nii.gz"))
+        write(label, folder / "labelsTr" / f"case{case}.nii.gz")
+        for channel in range(channels):
+            hu = rng.normal(40, 200, label.shape) + 900 * rng.integers(-1, 2, (20, 1, 1))
+            write(hu.astype(np.int16), folder / "imagesTr" / f"case{case}_{channel:04}.nii.gz")
     description = {
-        "channel_names": {"0": "CT"},
+        "channel_names": {str(channel): "CT" for channel in range(channels)},
         "labels": {"background": 0, "organ": 1, "tumour": 2},
         "numTraining": 5,
         "file_ending": ".nii.gz",

@@ -334,6 +334,17 @@ def test_results_of_other_weights_are_not_taken_for_those_of_these(data, tmp_pat
         compare(runs, silently)
 
 
+def test_a_ceiling_is_tuned_from_random_with_the_first_seed_alone(data, tmp_path, started):
+    few = {"fractions": (0.4,), "initialisations": ("random", "byol"), "pretrain_once": True}
+    runs = comparison(data, tmp_path / "c", ceiling_fractions=(1.0,), **few)
+    assert [(t.initialisation, t.seed) for t in runs.tunings if t.fraction == 1.0] == [("random", 0)]
+    assert len(runs.tunings) == 2 * 2 + 1
+    (entry,) = (e for e in compare(runs, silently)["table"] if e["fraction"] == 1.0)
+    assert (entry["initialisation"], entry["seeds"], entry["training_cases"]) == ("random", 1, 6)
+    with pytest.raises(ValueError, match="ceiling_fractions must be different"):
+        comparison(data, tmp_path / "d", fractions=(0.4, 1.0), ceiling_fractions=(1.0,))
+
+
 def test_pretraining_once_serves_every_seed(data, tmp_path):
     runs = comparison(data, tmp_path / "c", pretrain_once=True, seeds=(4, 5))
     assert list(runs.pretrainings) == [("genesis", 4), ("byol", 4), ("pgl", 4)]
@@ -445,9 +456,81 @@ def test_ctrl_c_stops_the_run_in_progress_with_its_state_saved(data, tmp_path):
     assert torch.load(run / "checkpoints/last.pt", weights_only=True)["step"] > 0
 
 
+def test_several_at_once_and_without_simpleitk_give_the_results_of_one_after_the_other(
+    data, tmp_path, started
+):
+    kinds = {"initialisations": ("random", "pgl"), "fractions": (1.0,), "seeds": (0,)}
+    one = compare(comparison(data, tmp_path / "one", **kinds), silently)
+    plain = [to_plain(next(iter(comparison(data, tmp_path, **kinds).pretrainings.values()))),
+             plain_finetuning(comparison(data, tmp_path, **kinds).tunings[0].config)]  # fmt: skip
+    files = []
+    for name, settings in zip(("pretrain", "finetune"), plain, strict=True):
+        for key in ("data", "output", "resume", "weights", "intensity"):
+            settings.pop(key, None)
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        files += [f"--{name}", str(path)]
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "SimpleITK.py").write_text("raise ImportError('blocked')", encoding="utf-8")
+    paths = [str(blocked), str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    words = [sys.executable, "-m", "pgl", "compare", "--data", str(data), "--output", str(tmp_path / "two"),
+             *files, "--initialisations", "random,pgl", "--fractions", "1", "--seeds", "0",
+             "--jobs", "2"]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    two = json.loads((tmp_path / "two" / "compare.json").read_text("utf-8"))
+    lines = done.stdout.splitlines()
+    assert lines.index("pgl-seed0: started") < lines.index("random-fraction1-seed0: started")
+    assert [r["run"] for r in two["runs"]] == [r["run"] for r in one["runs"]]
+    for ours, theirs in zip(two["runs"], one["runs"], strict=True):
+        assert ours["dice"] == theirs["dice"]
+        assert (ours["hd95_mm"] is None) == (theirs["hd95_mm"] is None)
+        if ours["hd95_mm"] is not None:
+            assert ours["hd95_mm"] == pytest.approx(theirs["hd95_mm"], rel=1e-5)
+    assert "done: 2 steps" in (tmp_path / "two/logs/pgl-fraction1-seed0.txt").read_text("utf-8")
+    settings = yaml.safe_load((tmp_path / "two/finetuned/pgl-fraction1-seed0/config.yaml").read_text("utf-8"))
+    assert settings["train"]["threads"] == 1 and settings["train"]["workers"] == 0
+
+
+def test_a_stop_reaches_all_that_are_in_progress_and_they_save(data, tmp_path):
+    words = [sys.executable, "-m", "pgl", "compare", "--data", str(data), "--output", str(tmp_path / "c"),
+             *settings_files(data, tmp_path), "--initialisations", "random", "--fractions", "1",
+             "--seeds", "0,1,2", "--jobs", "2", "--finetune.train.steps", "100000",
+             "--finetune.train.checkpoint_every", "100000"]  # fmt: skip
+    runs = [tmp_path / f"c/finetuned/random-fraction1-seed{seed}" for seed in range(3)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while not all((run / "metrics.jsonl").is_file() for run in runs[:2]):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    # To this process alone, which hands it on.
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 130, told
+    assert "3 of 3 fine-tunings are still to be done; the same command goes on" in told
+    for run in runs[:2]:
+        assert torch.load(run / "checkpoints/last.pt", weights_only=True)["step"] > 0
+    assert not runs[2].exists()
+
+
+def test_when_the_time_is_over_the_tables_are_written_and_say_what_is_lacking(data, tmp_path, started):
+    kinds = {"initialisations": ("random", "byol"), "fractions": (1.0,), "seeds": (0,)}
+    compare(comparison(data, tmp_path / "c", **{**kinds, "initialisations": ("random",)}), silently)
+    started.clear()
+    with pytest.raises(ComparisonStopped, match=r"limit of 0\.001 s is over, 1 of 2 fine-tunings") as stopped:
+        compare(comparison(data, tmp_path / "c", **kinds, time_limit_s=0.001), silently)
+    assert stopped.value.exit_code == 124 and started == []
+    assert not json.loads((tmp_path / "c" / "compare.json").read_text("utf-8"))["complete"]
+    assert compare(comparison(data, tmp_path / "c", **kinds, time_limit_s=3600), silently)["complete"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["--time_limit_s", "-1"], "time_limit_s must be at least 0, got -1"),
         (["--seeds", "a,b"], "--seeds must be such as 0,1,2, got a,b"),
         (["--initialisations", "moco"], "initialisations must be of random, genesis, byol, pgl, got moco"),
         (["--pretrain.train.stepz", "3"], "stepz"),
@@ -481,7 +564,7 @@ def test_each_shipped_comparison_is_one_that_can_be_run(file, tmp_path):
         patch.setattr("pgl.cli_compare.compare", lambda one: seen.append(one) or 0)
         assert main(words) == 0
     assert {t.initialisation for t in seen[0].tunings} == {"random", "genesis", "byol", "pgl"}
-    assert len(seen[0].settings.seeds) >= 3 and len(seen[0].settings.fractions) >= 3
+    assert len(seen[0].settings.seeds) >= 3 and len(seen[0].settings.starts()) >= 2
     for tuning in seen[0].tunings:
         check_patch(tuning.config, describe(tuning.config.encoder))
 

@@ -14,7 +14,14 @@ from pgl.config import AugmentSettings, IntensitySettings
 from pgl.downstream.config import InferenceSettings, PatchSettings, SplitSettings
 from pgl.downstream.inference import probabilities
 from pgl.downstream.labels import LabelledCache
-from pgl.downstream.metrics import dice, hausdorff95, score_case, surface
+from pgl.downstream.metrics import (
+    dice,
+    distances_by_pairs,
+    hausdorff95,
+    nearest_distances,
+    score_case,
+    surface,
+)
 from pgl.downstream.network import build_unet, load_pretrained
 from pgl.downstream.results import summarise
 from pgl.downstream.sampling import PatchDataset, collate, cut, cut_labels
@@ -296,6 +303,15 @@ def test_the_95_percent_distance_is_monais():
     pair = [torch.from_numpy(np.stack([~m, m]))[None] for m in (first, second)]
     theirs = compute_hausdorff_distance(*pair, percentile=95, spacing=[3.0, 0.7, 1.3])
     assert hausdorff95(first, second, (3.0, 0.7, 1.3)) == pytest.approx(float(theirs), rel=1e-4)
+
+
+def test_distances_without_simpleitk_are_those_with_it():
+    rng = np.random.default_rng(5)
+    for shape in ((9, 14, 11), (30, 31, 12)):
+        of, to = (rng.random(shape) < share for share in (0.4, 0.01))
+        ours = distances_by_pairs(of, to, (5.0, 4.0, 3.5))
+        assert ours == pytest.approx(nearest_distances(of, to, (5.0, 4.0, 3.5)), abs=1e-4)
+        assert len(ours) == of.sum() and ours.max() > 5
 
 
 def test_absent_classes_count_as_the_documentation_says():

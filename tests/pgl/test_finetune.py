@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -26,7 +27,15 @@ from pgl.export import export_encoder, load_encoder
 from pgl.networks import describe
 from pgl.pretrain import pretrain
 from tests.pgl import labelled_trees as trees
-from tests.pgl.ct_files import body, to_image, write, write_series
+from tests.pgl.ct_files import (
+    body,
+    hanging_read_image,
+    hanging_read_pair,
+    impatient,
+    to_image,
+    write,
+    write_series,
+)
 from tests.pgl.labelled_data import labelled_cache, small_finetune
 from tests.pgl.test_downstream_parts import Threshold
 from tests.pgl.training_data import make_cache, small_config, small_encoder
@@ -300,6 +309,17 @@ def test_images_of_one_name_get_names_of_their_own(threshold, tmp_path):
     assert len({p.name for p in written}) == 2
 
 
+def test_an_image_that_hangs_the_reader_is_ended(threshold, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("pgl.downstream.predict.read_image", hanging_read_image)
+    monkeypatch.setattr("pgl.downstream.predict.run_isolated", impatient)
+    path = write(tmp_path / "in/slow.nii.gz", body())
+    with pytest.raises(ValueError, match=r"no usable CT in .*: 1 rejected"):
+        predict("RUN", [path], tmp_path / "out")
+    assert "crashes the reader: took longer than 3 s and was ended" in " ".join(
+        capfd.readouterr().err.split()
+    )
+
+
 def test_predicting_needs_a_finished_run(data, tmp_path, capsys):
     code, said = run_cli(capsys, "predict", tmp_path, tmp_path, "--output", tmp_path / "out")
     assert code == 1 and "give the folder of a finished `pgl finetune`" in said
@@ -356,6 +376,15 @@ def test_a_prediction_on_another_grid_is_compared_at_the_same_physical_place(tmp
     assert problems == [] and [s.dice for s in scores] == [1.0, 1.0]
 
 
+def test_a_pair_that_hangs_the_reader_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr("pgl.downstream.evaluate.read_pair", hanging_read_pair)
+    monkeypatch.setattr("pgl.downstream.evaluate.run_isolated", impatient)
+    for folder in "pl":
+        write(tmp_path / f"{folder}/slow.nii.gz", trees.organ())
+    with pytest.raises(ValueError, match=r"slow.*crashes the reader: took longer than 3 s and was ended"):
+        evaluate(tmp_path / "p", tmp_path / "l")
+
+
 def test_merged_classes_are_scored_as_one(tmp_path):
     write(tmp_path / "l/p.nii.gz", trees.organ())
     write(tmp_path / "p/p.nii.gz", (trees.organ() > 0).astype(np.uint8))
@@ -377,3 +406,11 @@ def test_what_cannot_be_compared_is_named(tmp_path, capsys):
     assert "elsewhere.nii.gz: prediction and label: not aligned" in said
     assert "seven.nii.gz: undeclared classes 7" in said
     assert main(["evaluate", str(tmp_path / "p"), str(tmp_path / "none")]) == 1
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf])
+def test_a_time_limit_that_is_none_is_refused(tmp_path, seconds):
+    with pytest.raises(ValueError, match="timeout_s must be 0"):
+        evaluate(tmp_path, tmp_path, timeout_s=seconds)
+    with pytest.raises(ValueError, match="timeout_s must be 0"):
+        predict(tmp_path, [tmp_path], tmp_path / "masks", timeout_s=seconds)
