@@ -1,6 +1,7 @@
 # make demo   set everything up and run the main job on synthetic CT
 # make test   set everything up and run all tests
-# make lint, make format, make bench, make sanitize, make fuzz, make test-nnunet, make gpu-check, make clean
+# make lint, make format, make bench, make sanitize, make fuzz, make fuzz-files, make soak, make test-installs,
+# make test-nnunet, make gpu-check, make clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ DEMO ?= demo
 # Threads that native builds may use.
 export MAX_JOBS ?= $(shell nproc)
 
-.PHONY: demo test test-ops test-nnunet install lint format bench gpu-check sanitize fuzz clean
+.PHONY: demo test test-ops test-nnunet test-installs install lint format bench gpu-check sanitize fuzz fuzz-files soak clean
 
 # Build tools come first: the package is built against the torch in the environment, not in an isolated one.
 $(BIN)/python:
@@ -73,6 +74,19 @@ sanitize: install
 # The fuzzer under the sanitizers, on every set of kernels; a new seed each time.
 fuzz: install
 	bash tests/sanitize.sh $(BIN)/python --fuzz $(or $(FUZZ_CASES),20000)
+
+# An hour of pretraining that must stay as it was in its first minutes. See docs/reliability.md.
+soak: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --seconds $(or $(SECONDS),3600)
+
+# Wheel and sdist in clean environments, PYTHON=TORCH,TORCHVISION each; the folder must not exist yet.
+INSTALLS ?= build/installs
+test-installs: install
+	BUILDER=$(BIN)/python bash tests/installs.sh $(INSTALLS) $(ENVIRONMENTS)
+
+# Real image files (at ../shared/data), damaged at random, given to the readers; a new seed each time.
+fuzz-files: install
+	PYTHONUTF8=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz_files --cases $(or $(FUZZ_CASES),2000)
 
 clean:
 	rm -rf build dist *.egg-info pgl_ops/*.so $(VENV)/.installed

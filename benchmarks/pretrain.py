@@ -9,6 +9,11 @@ prediction is given). Whole and bare steps take turns, so that a machine that sl
 ``--check`` ends with 1 if a bar is missed: whole / bare at most 1.10 on the CPU with ``configs/demo.yaml``,
 1.08 on a GPU with ``configs/paper.yaml``; the input path alone at least 3 times as fast as the step takes
 samples.
+
+A turn of whole steps would begin with what was read ahead during the bare ones. On the CPU that many steps
+come before each turn, uncounted, and turns are three times as long. On a GPU, where such turns take minutes,
+they are short (``turn`` in the record): there it is the second bar that shows that reading keeps up. All
+volumes are read once beforehand, as they have been after the first part of a run.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import sys
 import tempfile
 import time
@@ -26,17 +32,19 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.machine import machine
+from benchmarks.pretrain_tables import missed, print_tables
+from benchmarks.synthetic_cache import make_cache
 
 ROOT = Path(__file__).resolve().parents[1]
 BARS = {"cpu": 1.10, "cuda": 1.08}
 INPUT_BAR = 3.0
 WARM_UP = 3
-MEMORY_BATCHES = (8, 16, 32, 64, 128, 256)
-PARTS = ("read", "copy", "cut", "augment", "forward", "backward", "optimiser", "EMA")
+# Of --seconds, for what is measured; and the least number of pairs of turns whatever the time.
+SHARES = {"input": 0.15, "pairs": 0.5, "parts": 0.1, "memory": 0.25}
+FEWEST_PAIRS, FEWEST_ROUNDS = 3, 4
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,12 +56,12 @@ def main(argv: list[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"pretrain-{bench.device.type}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    _print(record)
+    print_tables(record)
     print(f"written: {path}")
-    missed = _missed(record)
-    for line in missed if options.check else []:
+    misses = missed(record)
+    for line in misses if options.check else []:
         print(f"MISSED: {line}", file=sys.stderr)
-    return int(bool(missed) and options.check)
+    return int(bool(misses) and options.check)
 
 
 class Bench:
@@ -64,6 +72,7 @@ class Bench:
 
         from pgl.cache import VolumeCache
         from pgl.contexts import ContextDataset
+        from pgl.kept_memory import keep_freed_memory
         from pgl.method import PGL
         from pgl.networks import seeded_module
         from pgl.step import TrainingStep, precision_of
@@ -71,7 +80,7 @@ class Bench:
         self.options = options
         self.config = config = _config(options, scratch)
         if options.data is None:
-            _make_cache(scratch / "cache", config.views.context_size)
+            make_cache(scratch / "cache", config.views.context_size)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         fabric = Fabric(
@@ -80,6 +89,9 @@ class Bench:
             precision=precision_of(config.train),  # type: ignore[arg-type]
         )
         self.fabric, self.device = fabric, fabric.device
+        self.on_gpu = self.device.type == "cuda"
+        if not self.on_gpu:
+            keep_freed_memory()
         method = seeded_module(
             config.seed, lambda: PGL(config.encoder, config.method, config.train.recompute)
         )
@@ -94,17 +106,24 @@ class Bench:
             regions=config.method.regions,
             region_scale=config.method.region_scale,
         )
+        for case in range(len(cache)):
+            # Chunks are held against their checksums when first read, which a run soon has behind it.
+            cache.damage(case)
         self.numbers = count()
 
     def record(self) -> dict[str, Any]:
         """Everything that is measured, as plain data."""
+        from benchmarks.pretrain_parts import parts, peak_memory
+
         config = self.config
-        whole, bare = self._whole_and_bare()
+        with self._stream() as batches:
+            input_rate = self._input_rate(batches)
+            whole, bare, turn = self._whole_and_bare(batches)
         samples_a_second = config.train.batch_size / median(whole)
         # Of neighbours in time, so that a machine that changes its speed changes both.
         ratios = [w / b for w, b in zip(whole, bare, strict=True)]
         quarter, _, three_quarters = quantiles(ratios, n=4)
-        input_rate = self._input_rate()
+        device_ms, host_ms = parts(self, self.while_time("parts", FEWEST_ROUNDS))
         return {
             "machine": machine(self.device),
             "config": str(self.options.config),
@@ -113,8 +132,10 @@ class Bench:
             "batch_size": config.train.batch_size,
             "patch_size": list(config.views.patch_size),
             "workers": config.train.workers,
+            "read_ahead_batches": self.ahead,
             "precision": self.fabric._precision.precision,
             "repeats": len(whole),
+            "turn": turn,
             "whole_step_ms": median(whole) * 1e3,
             "bare_network_step_ms": median(bare) * 1e3,
             "ratio": median(ratios),
@@ -124,39 +145,52 @@ class Bench:
             "input_samples_per_second": input_rate,
             "input_over_step": input_rate / samples_a_second,
             "input_bar": INPUT_BAR,
-            "parts_ms": self._parts(),
-            "peak_memory_gib": self._peak_memory(),
+            "parts_ms": device_ms,
+            "parts_host_ms": host_ms,
+            "peak_memory_gib": peak_memory(self, self.while_time("memory", 1)) if self.on_gpu else {},
         }
 
-    def _whole_and_bare(self) -> tuple[list[float], list[float]]:
-        """Seconds a step, taking turns. With reading processes the turns are longer than what they read
-        ahead, which they would otherwise do while bare steps are measured."""
+    @property
+    def ahead(self) -> int:
+        """Batches that are read ahead: by processes, or one by a thread of this process."""
         train = self.config.train
-        ahead = train.workers * train.prefetch
-        turn = 1 if ahead == 0 and self.device.type == "cpu" else max(4, 3 * ahead)
-        views = [self.step.views(batch) for batch in self._pieces()]
+        return train.workers * train.prefetch or 1
+
+    def while_time(self, share: str, least: int) -> Iterator[int]:
+        """0, 1, …: as often as asked for, but no longer than this share of ``--seconds`` after ``least``."""
+        end = time.monotonic() + SHARES[share] * (self.options.seconds or math.inf)
+        for number in range(self.options.repeats):
+            if number >= least and time.monotonic() >= end:
+                return
+            yield number
+
+    def _whole_and_bare(self, batches: Iterator[Any]) -> tuple[list[float], list[float], int]:
+        """Seconds a step, taking turns, and the steps of a turn."""
+        train = self.config.train
+        views = [self.step.views(batch) for batch in self.pieces()]
         gradients = [self._bare_forward(each).detach().clone().fill_(1e-3) for each in views]
+        steps = count()
+
+        def whole_step() -> None:
+            self.step(next(steps) % train.steps, list(islice(batches, train.accumulate)))
+
+        def bare_step() -> None:
+            self.step.optimizer.zero_grad()
+            for each, gradient in zip(views, gradients, strict=True):
+                self._bare_forward(each).backward(gradient)
+
+        for _ in range(WARM_UP):
+            self._seconds(whole_step, 1)
+            self._seconds(bare_step, 1)
+        turn, uncounted = max(4, 3 * self.ahead), self.ahead
+        if self.on_gpu:
+            turn, uncounted = 2, 0
         whole, bare = [], []
-        with self._stream() as batches:
-            steps = count()
-
-            def whole_step() -> None:
-                self.step(next(steps) % train.steps, list(islice(batches, train.accumulate)))
-
-            def bare_step() -> None:
-                self.step.optimizer.zero_grad()
-                for each, gradient in zip(views, gradients, strict=True):
-                    self._bare_forward(each).backward(gradient)
-
-            for _ in range(WARM_UP):
-                self._seconds(whole_step, turn)
-                self._seconds(bare_step, turn)
-            for _ in range(self.options.repeats):
-                # What was read ahead during the bare steps is not counted as read for nothing.
-                self._seconds(whole_step, ahead)
-                whole.append(self._seconds(whole_step, turn))
-                bare.append(self._seconds(bare_step, turn))
-        return whole, bare
+        for _ in self.while_time("pairs", FEWEST_PAIRS):
+            self._seconds(whole_step, uncounted)
+            whole.append(self._seconds(whole_step, turn))
+            bare.append(self._seconds(bare_step, turn))
+        return whole, bare, turn
 
     def _bare_forward(self, views: torch.Tensor) -> torch.Tensor:
         method, predictions = self.step.method, []
@@ -174,82 +208,23 @@ class Bench:
                     projector(features[level])
         return torch.cat(predictions)
 
-    def _parts(self) -> dict[str, float]:
-        """Median milliseconds of each part of a step, with the device idle before and after it."""
-        from pgl.augment import augment, normalise
-        from pgl.contexts import collate
-        from pgl.views import cut
-
-        step, config, train = self.step, self.config, self.config.train
-        times: dict[str, list[float]] = {name: [] for name in PARTS}
-        for repeat in range(WARM_UP + self.options.repeats):
-            now = dict.fromkeys(PARTS, 0.0)
-
-            def timed(name: str, run: Callable[[], Any], now: dict[str, float] = now) -> Any:
-                self._wait()
-                began = time.perf_counter()
-                result = run()
-                self._wait()
-                now[name] += time.perf_counter() - began
-                return result
-
-            step.optimizer.zero_grad()
-            for _ in range(train.accumulate):
-                numbers = list(islice(self.numbers, train.batch_size // train.accumulate))
-                batch = timed("read", lambda: collate([self.data[i] for i in numbers]))  # noqa: B023
-                batch = batch.pin_memory() if self.device.type == "cuda" else batch
-                batch = timed("copy", lambda: batch.to(self.device))  # noqa: B023
-                views = timed("cut", lambda: cut(batch.contexts, batch.pairs))  # noqa: B023
-                views = timed(
-                    "augment",
-                    lambda: augment(normalise(views, config.intensity), batch.augmentation).contiguous(  # noqa: B023
-                        memory_format=step.layout
-                    ),
-                )
-                loss = timed("forward", lambda: step.forward(views, batch.pairs))  # noqa: B023
-                timed("backward", lambda: self.fabric.backward(loss / train.accumulate))  # noqa: B023
-            timed("optimiser", step.optimizer.step)
-            timed("EMA", lambda: step.method.update_target(0.99))
-            if repeat >= WARM_UP:
-                for name, seconds in now.items():
-                    times[name].append(seconds)
-        return {name: median(seconds) * 1e3 for name, seconds in times.items()}
-
-    def _input_rate(self) -> float:
+    def _input_rate(self, batches: Iterator[Any]) -> float:
         """Samples a second that arrive on the device while nothing else is done."""
         train = self.config.train
-        ahead = train.workers * train.prefetch
-        with self._stream() as batches:
-            for _ in range(WARM_UP + ahead):
-                next(batches)
-            batches_counted = max(10, 4 * ahead)
-            seconds = self._seconds(lambda: next(batches), batches_counted)
-        return train.batch_size / train.accumulate / seconds
+        for _ in range(WARM_UP + self.ahead):
+            next(batches)
+        self.wait()
+        began, counted = time.perf_counter(), 0
+        end = began + SHARES["input"] * (self.options.seconds or math.inf)
+        # As many at least as the processes read at once, as many at most as make it exact.
+        while counted < max(10, 4 * self.ahead) and (counted < self.ahead or time.perf_counter() < end):
+            next(batches)
+            counted += 1
+        self.wait()
+        return counted * train.batch_size / train.accumulate / (time.perf_counter() - began)
 
-    def _peak_memory(self) -> dict[str, float | None]:
-        """GiB that a step takes at most, for several batch sizes; None where they do not fit. GPU only."""
-        peaks: dict[str, float | None] = {}
-        if self.device.type != "cuda" or self.options.no_memory:
-            return peaks
-        from pgl.contexts import collate
-
-        for size in MEMORY_BATCHES:
-            self.step.optimizer.zero_grad()
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            try:
-                for repeat in range(2):
-                    samples = [self.data[i % 8] for i in range(size)]
-                    self.step(repeat, [collate(samples).to(self.device)])
-                self._wait()
-            except torch.cuda.OutOfMemoryError:
-                peaks[str(size)] = None
-                break
-            peaks[str(size)] = torch.cuda.max_memory_allocated() / 2**30
-        return peaks
-
-    def _pieces(self) -> list[Any]:
+    def pieces(self) -> list[Any]:
+        """The pieces of a batch, read here, on the device."""
         from pgl.contexts import collate
 
         train = self.config.train
@@ -264,29 +239,40 @@ class Bench:
         """The batches of a long run as the trainer gets them."""
         from pgl.contexts import GlobalBatches, make_loader
         from pgl.device_feed import on_device
+        from pgl.read_ahead import ReadAhead
 
         train = self.config.train
         numbers = GlobalBatches(0, 10**6, train.batch_size, pieces=train.accumulate)
-        on_gpu = self.device.type == "cuda"
-        loader = iter(make_loader(self.data, numbers, train.workers, train.prefetch, on_gpu))
-        yield on_device(loader, self.device)
-        # Ends the reading processes.
-        del loader
-        gc.collect()
+        loader: Any = iter(make_loader(self.data, numbers, train.workers, train.prefetch, self.on_gpu))
+        if train.workers == 0:
+            loader = ReadAhead(loader)
+            self.step.have_meanwhile(loader.ask)
+        batches = on_device(loader, self.device)
+        try:
+            yield batches
+        finally:
+            self.step.have_meanwhile(None)
+            if train.workers == 0:
+                loader.close()
+            # Nothing holds on to the reading processes any more: they end.
+            batches.close()
+            del loader
+            gc.collect()
 
     def _seconds(self, run: Callable[[], Any], times: int) -> float:
         """Seconds a call, over ``times`` calls."""
         if times == 0:
             return 0.0
-        self._wait()
+        self.wait()
         began = time.perf_counter()
         for _ in range(times):
             run()
-        self._wait()
+        self.wait()
         return (time.perf_counter() - began) / times
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
+    def wait(self) -> None:
+        """Until the device has done all that was asked of it."""
+        if self.on_gpu:
             torch.cuda.synchronize()
 
 
@@ -301,21 +287,33 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, help="default: configs/demo.yaml, on a GPU configs/paper.yaml")
     parser.add_argument("--data", type=Path, help="a cache of `pgl prepare`; default: synthetic volumes")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="train.batch_size=32")
-    parser.add_argument("--repeats", type=int, help="pairs of turns; default 40, on a GPU 8")
+    parser.add_argument("--repeats", type=int, help="pairs of turns; default 40, on a GPU 20")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="of measuring, about; start-up comes on top. Default: no limit, on a GPU 60",
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave the table of peak memory out")
     parser.add_argument("--check", action="store_true", help="end with 1 if a bar is missed")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(argv)
     on_gpu = options.device == "cuda"
     options.config = options.config or Path("configs", "paper.yaml" if on_gpu else "demo.yaml")
-    options.repeats = options.repeats or (8 if on_gpu else 40)
+    options.repeats = options.repeats or (20 if on_gpu else 40)
+    if options.repeats < FEWEST_PAIRS:
+        parser.error(f"--repeats must be at least {FEWEST_PAIRS}, got {options.repeats}")
+    if options.seconds is not None and not options.seconds > 0:
+        parser.error(f"--seconds must be positive, got {options.seconds}")
+    if options.seconds is None and on_gpu:
+        options.seconds = 60.0
     return options
 
 
 def _config(options: argparse.Namespace, scratch: Path) -> Any:
     import yaml
 
-    from pgl.config import check, from_plain
+    from pgl.config import from_plain
+    from pgl.config_check import check
 
     file = options.config if options.config.exists() else ROOT / options.config
     plain = yaml.safe_load(file.read_text("utf-8"))
@@ -332,76 +330,6 @@ def _config(options: argparse.Namespace, scratch: Path) -> Any:
     config = from_plain(plain)
     check(config)
     return config
-
-
-def _make_cache(folder: Path, context: tuple[int, int, int], cases: int = 4) -> None:
-    """Soft tissue with organs, air around it and a scanner's noise: it compresses like CT."""
-    from pgl.cache import CacheWriter
-
-    shape = tuple(max(2 * edge, least) for edge, least in zip(context, (64, 192, 192), strict=True))
-    writer = CacheWriter(folder, (3.0, 1.0, 1.0))
-    for case in range(cases):
-        rng = np.random.default_rng(case)
-        z, y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij")
-        hu = np.where(np.hypot(x, y * 1.3) < 0.9, np.float32(40), np.float32(-1000))
-        for _ in range(20):
-            cz, cy, cx = rng.uniform(-0.8, 0.8, 3)
-            hu[(z - cz) ** 2 + (y - cy) ** 2 + (x - cx) ** 2 < rng.uniform(0.01, 0.1)] += rng.uniform(
-                -150, 250
-            )
-        hu += rng.normal(0, 12, shape).astype(np.float32)
-        writer.add(f"case{case}", np.rint(hu).astype(np.int16))
-    writer.finish()
-
-
-def _missed(record: dict[str, Any]) -> list[str]:
-    missed = []
-    if record["ratio"] > record["ratio_bar"]:
-        missed.append(f"whole / bare is {record['ratio']:.3f}, the bar is {record['ratio_bar']}")
-    if record["input_over_step"] < INPUT_BAR:
-        missed.append(f"the input path is {record['input_over_step']:.2f} × the step, the bar is {INPUT_BAR}")
-    return missed
-
-
-def _print(record: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    whole, bare = record["whole_step_ms"], record["bare_network_step_ms"]
-    low, high = record["ratio_quartiles_of_pairs"]
-    console.print(
-        f"{record['config']}, batch {record['batch_size']} × 2 views of {record['patch_size']}, "
-        f"{record['precision']}, {record['workers']} reading processes, {record['machine']['device']}",
-        highlight=False,
-    )
-    table = Table(
-        title="Where a step's time goes",
-        caption="Each part alone, with the device idle around it; with reading processes, reading is beside "
-        "the rest. Bare network step: online encoder, projector, predictor forward and backward, target "
-        "encoder and projector forward, of views on the device.",
-    )
-    for name in ("part", "ms", "of the bare network step"):
-        table.add_column(name, justify="left" if name == "part" else "right")
-    for name, ms in record["parts_ms"].items():
-        table.add_row(name, f"{ms:.2f}", f"{ms / bare:.1%}")
-    table.add_section()
-    table.add_row("sum of the parts", f"{sum(record['parts_ms'].values()):.2f}", "")
-    table.add_row("whole step", f"{whole:.2f}", f"{record['ratio']:.3f} ×  ({low:.3f} to {high:.3f})")
-    table.add_row("bare network step", f"{bare:.2f}", f"bar {record['ratio_bar']} ×")
-    console.print(table)
-    console.print(
-        f"the step takes {record['samples_per_second']:.1f} samples/s, the input path alone gives "
-        f"{record['input_samples_per_second']:.1f}: {record['input_over_step']:.1f} × (bar {INPUT_BAR})",
-        highlight=False,
-    )
-    if record["peak_memory_gib"]:
-        memory = Table(title="Peak GPU memory")
-        memory.add_column("batch", justify="right")
-        memory.add_column("GiB", justify="right")
-        for size, gib in record["peak_memory_gib"].items():
-            memory.add_row(size, "does not fit" if gib is None else f"{gib:.1f}")
-        console.print(memory)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from statistics import median
 import torch
 
 from benchmarks.machine import machine
+from benchmarks.processes import family, resident_mb
 
 ROOT = Path(__file__).resolve().parents[1]
 BAR_MB = 50.0
@@ -94,7 +95,7 @@ def _watch(command: list[str], metrics: Path) -> tuple[list[tuple[int, float]], 
     try:
         while process.poll() is None:
             time.sleep(INTERVAL_S)
-            memory = sum(_resident_mb(pid) for pid in _family(process.pid))
+            memory = sum(resident_mb(pid) for pid in family(process.pid))
             if metrics.exists() and memory:
                 notes.append((_last_step(metrics), round(memory, 2)))
     finally:
@@ -102,22 +103,6 @@ def _watch(command: list[str], metrics: Path) -> tuple[list[tuple[int, float]], 
             process.terminate()
         process.wait()
     return notes, process.returncode
-
-
-def _family(pid: int) -> list[int]:
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii")
-    except OSError:
-        text = ""
-    return [pid, *(member for child in text.split() for member in _family(int(child)))]
-
-
-def _resident_mb(pid: int) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
 def _last_step(metrics: Path) -> int:

@@ -36,6 +36,8 @@ class Backbone(nn.Module):
         level, stride, channels: of the first chosen map.
         levels, strides, channels_of: of all of them, the first one first.
         deepest: the last stage of the encoder that they need.
+        meanwhile: called when a backward pass reaches the stages: from then on, but for recomputing, the
+            thread that runs it leaves Python to others for long.
 
     Raises:
         ValueError: there is no such stage, or one is chosen twice.
@@ -56,6 +58,7 @@ class Backbone(nn.Module):
         self.level, self.stride, self.channels = self.levels[0], self.strides[0], self.channels_of[0]
         self.deepest = len(settings.strides) - 1 if decoder else max(self.levels)
         self.recompute = recompute
+        self.meanwhile: Callable[[], None] | None = None
         whole: Any = build_encoder(describe(settings))
         above: Any = build_decoder(whole) if decoder else None
         if decoder:
@@ -81,7 +84,11 @@ class Backbone(nn.Module):
             found.append(features)
         if self.decoder is not None:
             found = self._decode(found)
-        return [found[level] for level in self.levels]
+        chosen = [found[level] for level in self.levels]
+        meanwhile = self.meanwhile
+        if meanwhile is not None and chosen[0].requires_grad:
+            chosen[0].register_hook(lambda gradient: meanwhile())
+        return chosen
 
     def _decode(self, skips: list[Tensor]) -> list[Tensor]:
         """The decoder's maps, each in the place of the encoder's of the same resolution."""

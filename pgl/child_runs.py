@@ -14,19 +14,46 @@ from pathlib import Path
 from pgl.atomic import write_text
 from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
 from pgl.config import PretrainConfig, to_plain
+from pgl.lock import only_writer
 from pgl.run_folder import CONFIG
+from pgl.worker_signals import handled_by
+
+_running: set[subprocess.Popen[bytes]] = set()
+_lock = threading.Lock()
 
 
-def run_pgl(words: Sequence[str]) -> int:
-    """Run ``pgl`` with these words, hand signals on to it, and return its exit code."""
-    process = subprocess.Popen([sys.executable, "-m", "pgl", *words])
-    with _forwarded(process, signal.SIGTERM, signal.SIGUSR1):
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                # The terminal has told the run as well, which now finishes its step and saves.
-                continue
+def run_pgl(words: Sequence[str], log: Path | None = None) -> int:
+    """Run ``pgl`` with these words, hand signals on to it, and return its exit code.
+
+    Args:
+        words: of the command line.
+        log: where what it prints is appended to; None leaves it on the terminal.
+    """
+    with _printing_to(log) as where:
+        process = subprocess.Popen([sys.executable, "-m", "pgl", *words], stdout=where, stderr=where)
+    with _lock:
+        _running.add(process)
+    try:
+        with handled_by(lambda got, _: process.send_signal(got), (signal.SIGTERM, signal.SIGUSR1)):
+            while True:
+                try:
+                    return process.wait()
+                except KeyboardInterrupt:
+                    # The terminal has told the run as well, which now finishes its step and saves.
+                    continue
+    finally:
+        with _lock:
+            _running.discard(process)
+
+
+def signal_running(number: signal.Signals, besides: set[int]) -> set[int]:
+    """Send a signal to the runs in progress, but to those named by their process ids; whom it was sent to."""
+    with _lock:
+        told = {process.pid for process in _running} - besides
+        for process in _running:
+            if process.pid in told:
+                process.send_signal(number)
+    return told
 
 
 def write_child_settings(folder: Path, plain: dict[str, object]) -> Path:
@@ -39,7 +66,7 @@ def write_child_settings(folder: Path, plain: dict[str, object]) -> Path:
     return path
 
 
-def pretrain_in_child(run: PretrainConfig) -> int:
+def pretrain_in_child(run: PretrainConfig, log: Path | None = None) -> int:
     """``pgl pretrain`` with these settings, from its last checkpoint if there is one; its exit code."""
     folder = Path(run.output)
     words = ["pretrain", "--config", str(write_child_settings(folder, to_plain(run)))]
@@ -47,8 +74,18 @@ def pretrain_in_child(run: PretrainConfig) -> int:
         words.append("--resume")
     elif (folder / CONFIG).is_file():
         # Killed before its first checkpoint: there is nothing to go on from.
+        remove_run(folder)
+    return run_pgl(words, log)
+
+
+def remove_run(folder: Path) -> None:
+    """Delete the folder of a run that was killed.
+
+    Raises:
+        InUse: it was not killed, but goes on: whoever started it was.
+    """
+    with only_writer(folder):
         shutil.rmtree(folder)
-    return run_pgl(words)
 
 
 def is_pretrained(run: Path, steps: int) -> bool:
@@ -58,14 +95,10 @@ def is_pretrained(run: Path, steps: int) -> bool:
 
 
 @contextmanager
-def _forwarded(process: subprocess.Popen[bytes], *numbers: signal.Signals) -> Iterator[None]:
-    """Hand signals on to the run, which saves its state and ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+def _printing_to(log: Path | None) -> Iterator[int | None]:
+    if log is None:
+        yield None
         return
-    before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        yield file.fileno()

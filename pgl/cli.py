@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import pgl
 from pgl import cli_compare, cli_downstream
 from pgl.cli_text import expand, explain, usage_message, value_of
+from pgl.printing import printable, say
 from pgl.run_folder import CONFIG, refuse_what_is_no_run
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _phantom(arguments: Namespace) -> int:
 
         images = make_phantoms(**vars(arguments), progress=show)
     folder = images[0].parent
-    print(f"{folder}: {len(images)} CT images; their labels lie in {folder.parent / 'labels'}")
+    say(f"{folder}: {len(images)} CT images; their labels lie in {folder.parent / 'labels'}")
     return DONE
 
 
@@ -150,7 +151,7 @@ def _prepare_arguments(parser: ArgumentParser) -> None:
         "source",
         nargs="+",
         metavar="SOURCE",
-        help="folders, searched to the bottom, and files: any format that SimpleITK reads, and DICOM series",
+        help="folders, searched to the bottom, and files: NIfTI, NRRD, MetaImage, and DICOM series",
     )
     parser.add_argument("--output", required=True, metavar="CACHE", help="the cache folder, made or updated")
     parser.add_class_arguments(PrepareSettings)
@@ -186,7 +187,8 @@ def _pretrain_arguments(parser: ArgumentParser) -> None:
 
 
 def _pretrain(arguments: Namespace) -> int:
-    from pgl.config import PretrainConfig, check
+    from pgl.config import PretrainConfig
+    from pgl.config_check import check
 
     settings = vars(arguments).copy()
     del settings["config"]
@@ -202,7 +204,7 @@ def _pretrain(arguments: Namespace) -> int:
 
     pretrain(config)
     if getattr(rank_zero_only, "rank", 0) == 0:
-        print(report_line(config.output))
+        say(report_line(config.output))
     return DONE
 
 
@@ -238,7 +240,7 @@ def _show(arguments: Namespace) -> int:
         "features.png": "do the same places get the same colours in both views?",
     }
     for path in show(arguments.run, arguments.output, arguments.pairs, arguments.data):
-        print(f"{path}: {looks[path.name]}")
+        say(f"{path}: {looks[path.name]}")
     return DONE
 
 
@@ -470,4 +472,5 @@ def _parser(name: str, command: Command) -> ArgumentParser:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    # Names of files and texts of settings end up in messages: they must not steer the terminal.
+    print(printable(line), file=sys.stderr, flush=True)

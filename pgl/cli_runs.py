@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pgl.printing import printable, say
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from pgl.ablation_dice import Tuning
     from pgl.config import PretrainConfig
 
 # Exit codes of `pgl status` besides 0 (running or finished) and 1 (no run).
@@ -45,9 +48,9 @@ def report(arguments: Namespace) -> None:
 
     runs = arguments.run if len(arguments.run) > 1 else arguments.run[0]
     path, lacking = write_report(runs, arguments.output, arguments.pairs, arguments.data)
-    print(f"{path}: open it in a browser")
+    say(f"{path}: open it in a browser")
     for reason in lacking:
-        print(f"  {reason}")
+        say(f"  {reason}")
 
 
 def status_arguments(parser: ArgumentParser) -> None:
@@ -61,7 +64,7 @@ def status(arguments: Namespace) -> int:
     from pgl.status import describe, status_of
 
     seen = status_of(arguments.run)
-    print(json.dumps(seen.plain(), indent=2) if arguments.json else describe(seen))
+    say(json.dumps(seen.plain(), indent=2) if arguments.json else describe(seen))
     if not seen.well:
         return NOT_WELL
     return WITH_WARNINGS if seen.warnings else 0
@@ -69,6 +72,7 @@ def status(arguments: Namespace) -> int:
 
 def ablate_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``pgl ablate``: those of ``pgl pretrain``, and the seeds."""
+    from pgl.ablation_rows import PRIORS, ROWS
     from pgl.config import PretrainConfig
 
     parser.add_argument(
@@ -81,7 +85,21 @@ def ablate_arguments(parser: ArgumentParser) -> None:
         "--seeds",
         type=str,
         metavar="S,S,...",
-        help="all four combinations are run with each (default: --seed)",
+        help="every row is run with each (default: --seed)",
+    )
+    parser.add_argument(
+        "--rows",
+        type=str,
+        default=",".join(PRIORS),
+        metavar="ROW,ROW,...",
+        help=f"what is run (default: the four combinations of the priors); all: {','.join(ROWS)}",
+    )
+    parser.add_argument(
+        "--finetune",
+        type=str,
+        metavar="FILE",
+        help="settings of `pgl finetune` with a labelled cache as data: each run's encoder is fine-tuned for "
+        "its Dice",
     )
     parser.add_class_arguments(PretrainConfig)
 
@@ -92,22 +110,24 @@ def ablate(arguments: Namespace) -> int:
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from pgl.ablate import HEADINGS, TABLE, AblationStopped, means_of, table_rows
+    from pgl.ablate import AblationStopped
     from pgl.ablate import ablate as run_all
+    from pgl.ablation_table import HEADINGS, TABLE, means_of, table_rows
 
-    config, seeds = _shared_settings(arguments)
+    config, seeds, names = _shared_settings(arguments)
     try:
-        rows = run_all(config, seeds, say=lambda line: print(line, flush=True))
+        rows = run_all(config, seeds, names, say, _tuning(arguments))
     except AblationStopped as stopped:
-        print(f"pgl ablate: {stopped}", file=sys.stderr)
+        say(f"pgl ablate: {stopped}", file=sys.stderr)
         return stopped.exit_code if stopped.exit_code > 0 else 128 - stopped.exit_code
     table = Table(*HEADINGS, title="Matching accuracy, true geometry")
     for row in table_rows(means_of(rows)):
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(table)
     folder = Path(config.output)
-    print(f"{folder / TABLE}.csv, .json, .md and {folder / 'report.html'}")
+    say(f"{folder / TABLE}.csv, .json, .md and {folder / 'report.html'}")
     return 0
 
 
@@ -118,22 +138,31 @@ def check_ablate(arguments: Namespace) -> None:
         ValueError: names the setting.
     """
     from pgl.ablate import planned
-    from pgl.config import check
+    from pgl.config_check import check
 
-    for config in planned(*_shared_settings(arguments)):
+    for config in planned(*_shared_settings(arguments)).values():
         check(config)
+    _tuning(arguments)
 
 
-def _shared_settings(arguments: Namespace) -> tuple[PretrainConfig, list[int]]:
+def _tuning(arguments: Namespace) -> Tuning | None:
+    from pgl.ablation_dice import read_tuning
+
+    return read_tuning(arguments.finetune, arguments.output) if arguments.finetune else None
+
+
+def _shared_settings(arguments: Namespace) -> tuple[PretrainConfig, list[int], list[str]]:
+    from pgl.ablation_rows import ROWS
     from pgl.config import PretrainConfig
 
     settings = vars(arguments).copy()
-    del settings["config"]
-    seeds = settings.pop("seeds")
+    del settings["config"], settings["finetune"]
+    seeds, rows = settings.pop("seeds"), settings.pop("rows")
+    names = list(ROWS) if rows == "all" else [row.strip() for row in rows.strip("[]").split(",")]
     config = PretrainConfig(**settings)
     if seeds is None:
-        return config, [config.seed]
+        return config, [config.seed], names
     try:
-        return config, [int(seed) for seed in seeds.strip("[]").split(",")]
+        return config, [int(seed) for seed in seeds.strip("[]").split(",")], names
     except ValueError:
         raise ValueError(f"--seeds must be whole numbers such as 0,1,2, got {seeds}") from None

@@ -127,14 +127,18 @@ def distort(views: Tensor, distortion: Distortion) -> Tensor:
     distorted = views.clone()
     shuffled = distortion.shuffled.nonzero().flatten()
     for rows in shuffled.split(_GROUP) if len(shuffled) else ():
-        distorted[rows] = shuffle_windows(views[rows], *draw_windows(distortion.seed[rows], views[rows]))
+        there = rows.to(views.device, non_blocking=True)
+        some = views[there]
+        distorted[there] = shuffle_windows(some, *draw_windows(distortion.seed[rows], some))
     bent = distortion.bent.nonzero().flatten()
     if len(bent):
-        distorted[bent] = bend(distorted[bent], distortion.curve[bent], distortion.falling[bent])
+        there = bent.to(views.device, non_blocking=True)
+        distorted[there] = bend(distorted[there], distortion.curve[bent], distortion.falling[bent])
     painted = (distortion.painting != UNPAINTED).nonzero().flatten()
     if len(painted):
-        distorted[painted] = paint(
-            distorted[painted],
+        there = painted.to(views.device, non_blocking=True)
+        distorted[there] = paint(
+            distorted[there],
             distortion.boxes[painted],
             distortion.painting[painted] == OUT_PAINTED,
             distortion.seed[painted],
@@ -159,17 +163,19 @@ def draw_windows(seeds: Tensor, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     device = views.device
     size = torch.tensor(views.shape[2:], device=device)
     longest = torch.clamp(size // WINDOW_SHARE, min=1)
-    starts, sizes, keys = [], [], []
-    generator = torch.Generator(device)
-    for seed in seeds.tolist():
-        generator.manual_seed(seed)
-        share = torch.rand(2, SHUFFLED_WINDOWS, 3, generator=generator, device=device, dtype=torch.float64)
-        edges = 1 + (share[0] * longest).long()
-        starts.append((share[1] * (size - edges + 1)).long())
-        sizes.append(edges)
-        count = int(edges.prod(1).sum())
-        keys.append(torch.rand(count, generator=generator, device=device, dtype=torch.float64))
-    return torch.stack(starts), torch.stack(sizes), torch.cat(keys)
+    own = [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+    share = torch.stack(
+        [torch.rand(2, SHUFFLED_WINDOWS, 3, generator=g, device=device, dtype=torch.float64) for g in own]
+    )
+    sizes = 1 + (share[:, 0] * longest).long()
+    starts = (share[:, 1] * (size - sizes + 1)).long()
+    # The only place where the CPU waits for the device.
+    counts = sizes.prod(2).sum(1).tolist()
+    keys = [
+        torch.rand(count, generator=g, device=device, dtype=torch.float64)
+        for count, g in zip(counts, own, strict=True)
+    ]
+    return starts, sizes, torch.cat(keys)
 
 
 def shuffle_windows(views: Tensor, starts: Tensor, sizes: Tensor, keys: Tensor) -> Tensor:
@@ -258,4 +264,6 @@ def paint(views: Tensor, boxes: Tensor, outside: Tensor, seeds: Tensor) -> Tenso
             shape[axis + 2] = extent
             inside &= within.view(shape)
         covered |= inside
-    return torch.where(covered ^ outside.to(views.device).view(-1, 1, 1, 1, 1), noise, views)
+    return torch.where(
+        covered ^ outside.to(views.device, non_blocking=True).view(-1, 1, 1, 1, 1), noise, views
+    )

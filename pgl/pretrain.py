@@ -24,14 +24,17 @@ What a checkpoint holds is written in :mod:`pgl.checkpoint`; all of them load wi
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from pgl.cache import VolumeCache
 from pgl.checkpoint import (
@@ -43,12 +46,17 @@ from pgl.checkpoint import (
     remove_partial,
     save_checkpoint,
 )
-from pgl.config import PretrainConfig, check, settled, to_plain
+from pgl.config import PretrainConfig, settled, to_plain
+from pgl.config_check import check
 from pgl.contexts import Batch, ContextDataset, GlobalBatches, make_loader, split_cases
 from pgl.device_feed import on_device
 from pgl.integrity import DamagedCase
+from pgl.kept_memory import keep_freed_memory
+from pgl.lock import only_writer, reading
 from pgl.methods import build_method
 from pgl.networks import count_parameters
+from pgl.process_group import AgreedStop, ends_with_the_run
+from pgl.read_ahead import ReadAhead
 from pgl.record import RunRecord, write_environment, write_settings
 from pgl.state import refuse_what_is_not_finite, restore, state_of, state_to_resume
 from pgl.step import TrainingStep, devices_of, precision_of
@@ -76,6 +84,7 @@ def pretrain(config: PretrainConfig) -> Path:
             to resume.
         FileNotFoundError: no cache at ``config.data``, or nothing at ``config.output`` to resume.
         FileExistsError: ``config.output`` holds a run and ``resume`` is not set, or no run and it is.
+        InUse: another run is writing to ``config.output``, or ``pgl prepare`` to the cache.
         FloatingPointError: the loss or the weights are no longer finite; the message names the cases of the
             step and the file that describes its batch.
         OSError: something cannot be written; checkpoints that are there stay whole.
@@ -85,6 +94,11 @@ def pretrain(config: PretrainConfig) -> Path:
     config = settled(config)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
+    with _locks(config):
+        return _launch(config)
+
+
+def _launch(config: PretrainConfig) -> Path:
     cache = VolumeCache(config.data)
     saved = state_to_resume(config, cache)
     train = config.train
@@ -95,8 +109,27 @@ def pretrain(config: PretrainConfig) -> Path:
         num_nodes=num_nodes,
         precision=precision_of(train),  # type: ignore[arg-type]
     )
-    fabric.launch()
-    return _Run(config, cache, fabric, saved).run()
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
+    with ends_with_the_run():
+        fabric.launch()
+        return _Run(config, cache, fabric, saved).run()
+
+
+@contextmanager
+def _locks(config: PretrainConfig) -> Iterator[None]:
+    """Keep another run away from the output, and the cases as they are; the first process does for all."""
+    if not _is_first():
+        yield
+        return
+    with reading(config.data), only_writer(config.output):
+        yield
+
+
+def _is_first() -> bool:
+    """Whether this is the first of the run's processes, as far as the launcher has told before they meet."""
+    node = os.environ.get("NODE_RANK", "0") if "RANK" not in os.environ else "0"
+    return not getattr(rank_zero_only, "rank", 0) and node in ("", "0")
 
 
 class _Run:
@@ -151,11 +184,9 @@ class _Run:
             # So that a run that is killed at any later moment can be resumed.
             self._save(LAST, together=False)
         self.record.start()
-        try:
-            with finish_the_step_on_signal() as asked_to_stop:
-                self._loop(asked_to_stop)
-        finally:
-            self.record.close()
+        with ExitStack() as self.closing:
+            self.closing.callback(self.record.close)
+            self._loop(self.closing.enter_context(finish_the_step_on_signal()))
         self.record.say(f"done: {steps} steps, everything lies in {self.folder}")
         return self.folder
 
@@ -193,14 +224,20 @@ class _Run:
                     keep_last(self.folder, self.step, train.kept)
             if stop and not last:
                 self._say_stopped()
-                raise KeyboardInterrupt
+                raise AgreedStop
             self.record.show(self.step)
 
     def _read(self, numbers: GlobalBatches, asked_to_stop: threading.Event) -> Iterator[Batch]:
         train = self.config.train
         on_gpu = self.fabric.device.type == "cuda"
         with shielded_children():
-            batches = iter(make_loader(self.dataset, numbers, train.workers, train.prefetch, on_gpu))
+            batches: Iterator[Batch] = iter(
+                make_loader(self.dataset, numbers, train.workers, train.prefetch, on_gpu)
+            )
+        if train.workers == 0:
+            batches = ahead = ReadAhead(batches)
+            self.do_step.have_meanwhile(ahead.ask)
+            self.closing.callback(ahead.close)
         while True:
             try:
                 batch = next(batches)

@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import pgl
 from pgl.atomic import write_json, write_text
+from pgl.printing import printable_lines
 from pgl.run_folder import CONFIG, ENVIRONMENT, LOG, METRICS, TENSORBOARD
 
 
@@ -60,6 +61,7 @@ class RunRecord:
     def say(self, text: str, style: str = "") -> None:
         """Print a line and keep it in log.txt."""
         if self.enabled:
+            text = printable_lines(text)
             self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
             _append(self.folder / LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 

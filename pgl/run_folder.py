@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pgl.lock import is_empty_but_for_locks
+
 METRICS, LOG, ENVIRONMENT, CONFIG, TENSORBOARD = (
     "metrics.jsonl", "log.txt", "environment.json", "config.yaml", "tensorboard",
 )  # fmt: skip
@@ -17,7 +19,7 @@ def refuse_what_is_no_run(folder: Path) -> None:
         FileNotFoundError: the folder is missing or empty.
         FileExistsError: it holds something else than a run.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and is_empty_but_for_locks(folder)):
         raise FileNotFoundError(f"no run at {folder} to resume; leave --resume out")
     if not folder.is_dir() or not (folder / CONFIG).is_file() or not (folder / ENVIRONMENT).is_file():
         raise FileExistsError(

@@ -13,6 +13,7 @@ from pgl.cache import VolumeCache
 from pgl.checkpoint import BEST, LAST, checkpoint_path, load_checkpoint
 from pgl.config import PretrainConfig, from_plain, to_plain
 from pgl.contexts import split_cases
+from pgl.lock import is_empty_but_for_locks
 from pgl.method_base import Method
 from pgl.networks import describe, stride_at
 from pgl.run_folder import METRICS, cases_of, refuse_what_is_no_run, steps_measured
@@ -79,7 +80,7 @@ def state_to_resume(config: PretrainConfig, cache: VolumeCache) -> dict[str, Any
     folder = Path(config.output)
     last = checkpoint_path(folder, LAST)
     if not config.resume:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or not is_empty_but_for_locks(folder)):
             what = "a run" if (folder / METRICS).exists() else "other files"
             raise FileExistsError(
                 f"output {folder} already holds {what}: give --resume to continue a run, or another --output"

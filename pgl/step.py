@@ -6,7 +6,7 @@ The step reads like the method: cut the views, augment them, loss, gradients, op
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from lightning_fabric import Fabric
@@ -81,6 +81,12 @@ class TrainingStep:
         self.optimizer.step()
         self.method.update_target(self.decay(step))
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def have_meanwhile(self, call: Callable[[], None] | None) -> None:
+        """Have something called in each backward pass (:class:`pgl.backbone.Backbone`), or nothing any more.
+        Compiled networks do not call it."""
+        if not self.config.train.compile:
+            self.method.backbone.meanwhile = call
 
     def views(self, batch: Batch) -> torch.Tensor:
         """The method's input for a batch, Tensor[2B, channels, *patch]."""

@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 
 from pgl.atomic import write_json
 from pgl.contexts import Batch
-from pgl.worker_signals import STOPPING
+from pgl.worker_signals import handled_by
 
 # A terminal and a launcher may both pass the same Ctrl-C on.
 _SECONDS_TO_A_SECOND_ONE = 1.0
@@ -132,9 +132,6 @@ def _reduced(fabric: Fabric, value: torch.Tensor, how: str) -> torch.Tensor:
 def finish_the_step_on_signal() -> Iterator[threading.Event]:
     """An event that SIGINT, SIGTERM and SIGUSR1 set; a later, second SIGINT interrupts at once."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
     first = 0.0
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -146,9 +143,5 @@ def finish_the_step_on_signal() -> Iterator[threading.Event]:
             first = now
         asked.set()
 
-    before = {number: signal.signal(number, ask) for number in STOPPING}
-    try:
+    with handled_by(ask):
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

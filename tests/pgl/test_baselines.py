@@ -22,10 +22,10 @@ from pgl.config import (
     IntensitySettings,
     MethodSettings,
     PretrainConfig,
-    check,
     settled,
     to_plain,
 )
+from pgl.config_check import check
 from pgl.contexts import ContextDataset, collate
 from pgl.export import export_encoder, load_encoder, read_export
 from pgl.genesis import Genesis

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pgl.config import PretrainConfig, check, from_plain, to_plain
+from pgl.config import PretrainConfig, from_plain, to_plain
+from pgl.config_check import check
 
 from .training_data import small_config
 

@@ -16,6 +16,7 @@ import yaml
 from torch import nn
 
 from pgl import pretrain as module
+from pgl import process_group
 from pgl.batch_norm import over_all_processes
 from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
 from pgl.config import PretrainConfig, to_plain
@@ -71,10 +72,14 @@ def losses(run: Path, kind: str = "train") -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == kind]
 
 
-def test_torchrun_with_two_processes_gives_the_losses_of_one_and_one_record(cache, tmp_path):
-    config = with_batch_statistics(cache, tmp_path / "one")
-    one = pretrain(config)
-    two = replace(config, output=tmp_path / "two")
+@pytest.fixture(scope="module")
+def one(cache, tmp_path_factory) -> Path:
+    """The run of a single process."""
+    return pretrain(with_batch_statistics(cache, tmp_path_factory.mktemp("one") / "run"))
+
+
+def test_torchrun_with_two_processes_gives_the_losses_of_one_and_one_record(cache, one, tmp_path):
+    two = with_batch_statistics(cache, tmp_path / "two")
     done = torchrun("-m", "pgl", "pretrain", f"--config={written(two, tmp_path / 'config.yaml')}")
     assert done.returncode == 0, done.stderr
     assert len(losses(one)) == len(losses(two.output)) == STEPS
@@ -87,6 +92,56 @@ def test_torchrun_with_two_processes_gives_the_losses_of_one_and_one_record(cach
     log = (two.output / "log.txt").read_text("utf-8")
     assert log.count("step 10: matching accuracy") == 1 and "2 × cpu" in log
     assert len(json.loads((two.output / "environment.json").read_text("utf-8"))["starts"]) == 1
+
+
+# What pgl pretrain does, and then the names of the threads that it left.
+LEAVING = """
+import sys
+from pathlib import Path
+from pgl.cli import main
+
+code = main(sys.argv[1:])
+print("threads:", [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()])
+sys.exit(code)
+"""
+
+
+def test_two_tasks_of_slurm_on_two_machines_give_the_losses_of_one_process(cache, one, tmp_path):
+    config = with_batch_statistics(cache, tmp_path / "two")
+    config.train.devices, config.train.num_nodes = 1, 2
+    (tmp_path / "script.py").write_text(LEAVING, "utf-8")
+    settings = written(config, tmp_path / "config.yaml")
+    words = [sys.executable, str(tmp_path / "script.py"), "pretrain", f"--config={settings}"]
+    # What srun tells a task; both "machines" are this one.
+    job = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2", "SLURM_LOCALID": "0"}
+    job |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NAME": "pgl", "SLURM_NODELIST": "localhost"}
+    tasks = [
+        subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**environment(), **job, "SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    ends = [task.communicate(timeout=120) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], ends
+    # A thread of gloo that outlives Python ends the process in abort, one time in many.
+    for out, _ in ends:
+        assert "threads:" in out and "gloo" not in out
+    assert losses(config.output) == pytest.approx(losses(one), abs=1e-5)
+    assert "2 × cpu" in (config.output / "log.txt").read_text("utf-8")
+
+
+def test_only_a_stop_that_all_agreed_upon_takes_the_group_down(monkeypatch):
+    """After another interrupt the others may be waiting for this process: taking down would wait for them."""
+    taken_down = []
+    monkeypatch.setattr(process_group, "_take_down", lambda: taken_down.append(1))
+    for stop, times in ((KeyboardInterrupt, 0), (ValueError, 0), (process_group.AgreedStop, 1)):
+        with pytest.raises(stop), process_group.ends_with_the_run():
+            raise stop
+        assert len(taken_down) == times
 
 
 BATCH_NORM = """

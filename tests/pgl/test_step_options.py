@@ -12,7 +12,8 @@ import yaml
 
 from pgl import step as module
 from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
-from pgl.config import MethodSettings, TrainSettings, check, from_plain
+from pgl.config import MethodSettings, TrainSettings, from_plain
+from pgl.config_check import check
 from pgl.export import export_encoder, load_encoder
 from pgl.method import PGL
 from pgl.networks import seeded_module

@@ -1,0 +1,128 @@
+"""Dice of the runs of an ablation: their encoders fine-tuned on the same labels, tested on the same cases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pgl.cache import VolumeCache
+from pgl.comparison.runs import refuse_other_settings, run_finetuning
+from pgl.comparison.unseen import write_unseen
+from pgl.config import PretrainConfig
+from pgl.downstream.config import RANDOM, FinetuneConfig, check, to_plain
+from pgl.export import export_encoder
+from pgl.manifest import sha256_of
+from pgl.run_folder import CONFIG, ENVIRONMENT, cases_of
+
+UNSEEN = "pretraining-cache"
+
+
+@dataclass
+class Tuning:
+    """What the fine-tunings of an ablation share.
+
+    Args:
+        shared: their settings; weights, output and seed are set for each.
+        folder: of the ablation.
+    """
+
+    shared: FinetuneConfig
+    folder: Path
+
+    def without_test_cases(self, config: PretrainConfig, say: Callable[[str], None]) -> PretrainConfig:
+        """The settings of the pretrainings, from a cache of their cases without those that are tested on."""
+        cache = self.folder / UNSEEN
+        kept, left_out = write_unseen(self.shared.data, Path(config.data), cache, self.shared.split)
+        say(f"pretraining on {len(kept)} cases, without {len(left_out)} test cases")
+        return replace(config, data=cache)
+
+    def refuse_seen(self, run: PretrainConfig) -> None:
+        """Refuse a run that is there and was pretrained on a case that is tested on.
+
+        Raises:
+            ValueError: names such cases.
+        """
+        folder = Path(run.output)
+        if not (folder / CONFIG).is_file() or not (folder / ENVIRONMENT).is_file():
+            return
+        unseen = {case.case_id for case in VolumeCache(self.folder / UNSEEN).cases}
+        seen = sorted({name for names in cases_of(folder).values() for name in names} - unseen)
+        if seen:
+            raise ValueError(
+                f"{folder} was pretrained on cases that are tested on ({', '.join(seen[:5])}): it was begun "
+                "without --finetune, or the cache or the split has changed since; give another --output"
+            )
+
+    def of(self, run: PretrainConfig) -> FinetuneConfig:
+        """The fine-tuning of a run's encoder as it is after the last step."""
+        name = Path(run.output).name
+        return replace(
+            self.shared,
+            weights=str(self.folder / "encoders" / f"{name}.pt"),
+            output=self.folder / "finetuned" / name,
+            seed=run.seed,
+            resume=False,
+        )
+
+    def run(self, run: PretrainConfig) -> int:
+        """Fine-tune the encoder of a finished run, unless that is done; the exit code."""
+        tuning = self.of(run)
+        if self.dice(run) is not None:
+            return 0
+        export_encoder(run.output, tuning.weights)
+        return run_finetuning(tuning)
+
+    def check(self, run: PretrainConfig) -> None:
+        """Refuse a fine-tuning that is there with other settings.
+
+        Raises:
+            ValueError: names them.
+        """
+        tuning = self.of(run)
+        refuse_other_settings(Path(tuning.output), to_plain(tuning))
+
+    def dice(self, run: PretrainConfig) -> float | None:
+        """Mean Dice over classes and test cases; None if this encoder was not tuned to the end yet."""
+        tuning = self.of(run)
+        folder = Path(tuning.output)
+        try:
+            results = json.loads((folder / "results.json").read_text("utf-8"))
+            weights = sha256_of(Path(tuning.weights))
+        except (OSError, ValueError):
+            return None
+        if results.get("steps") != tuning.train.steps or results.get("weights_sha256") != weights:
+            return None
+        value = results["mean"]["dice"]
+        return None if value is None else float(value)
+
+
+def read_tuning(file: str, output: Path) -> Tuning:
+    """The fine-tuning that a file of settings of ``pgl finetune`` describes; ``data`` must be among them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file, or a setting in it cannot be.
+    """
+    import yaml
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"--finetune {file} is no file: give a YAML file of settings of pgl finetune")
+    plain: Any = yaml.safe_load(path.read_text("utf-8"))
+    if not isinstance(plain, dict) or "data" not in plain:
+        raise ValueError(f"--finetune {file} must name a labelled cache as data, besides what is tuned how")
+    set_here = {"weights": RANDOM, "output": str(output)}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(FinetuneConfig)
+    # Its name until jsonargparse 4.49.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    try:
+        shared = FinetuneConfig(**vars(instantiate(parser.parse_object({**plain, **set_here}))))
+    except ArgumentError as error:
+        raise ValueError(f"--finetune {file}: {error}") from error
+    check(shared)
+    return Tuning(shared, Path(output))
