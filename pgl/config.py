@@ -30,7 +30,8 @@ class ViewSettings:
         crop_scale: edge of a crop relative to the patch, lowest and highest, drawn for each axis and view
             (second-hand).
         min_overlap: least shared volume relative to the smaller crop (second-hand).
-        flip_probability: chance of a mirror, for each axis and view (second-hand).
+        flip_probability: chance of a mirror, for each axis and view; one number (second-hand) or one for each
+            axis.
         context_size: voxels of the block read from a volume, in which both crops lie; the larger it is, the
             less the views overlap (our choice).
         min_body_fraction: a block is drawn again, a few times, while less than this share of its voxels is
@@ -40,7 +41,7 @@ class ViewSettings:
     patch_size: Triple = (16, 96, 96)
     crop_scale: tuple[float, float] = (1.1, 1.4)
     min_overlap: float = 0.1
-    flip_probability: float = 0.5
+    flip_probability: float | tuple[float, float, float] = 0.5
     context_size: Triple = (28, 168, 168)
     min_body_fraction: float = 0.25
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from pgl.backbone import chosen_levels
 from pgl.config import ACCELERATORS, PRECISIONS, MethodSettings, PretrainConfig, settled
@@ -22,7 +23,9 @@ def check(config: PretrainConfig) -> None:
     _seed_and_devices(config)
     _patch_and_context(config)
     _in_range("views.min_overlap", config.views.min_overlap, 0, 1, open_low=True)
-    _in_range("views.flip_probability", config.views.flip_probability, 0, 1)
+    chance = config.views.flip_probability
+    for of_axis in chance if isinstance(chance, Sequence) else [chance]:
+        _in_range("views.flip_probability", of_axis, 0, 1)
     _in_range("views.min_body_fraction", config.views.min_body_fraction, 0, 1)
     _ordered("views.crop_scale", config.views.crop_scale, least=0.01)
     _ordered("intensity.clip_hu", config.intensity.clip_hu, least=float("-inf"))

@@ -102,7 +102,7 @@ def sample_view_pairs(
     patch_size: Triple,
     crop_scale: tuple[float, float] = (1.1, 1.4),
     min_overlap: float = 0.1,
-    flip_probability: float = 0.5,
+    flip_probability: float | tuple[float, float, float] = 0.5,
 ) -> ViewPairs:
     """Draw two random views for each of ``batch`` context blocks.
 
@@ -117,7 +117,7 @@ def sample_view_pairs(
         patch_size: (D, H, W) voxels of a view.
         crop_scale: lowest and highest edge of a crop relative to the patch.
         min_overlap: least shared volume relative to the smaller crop, in (0, 1].
-        flip_probability: chance of a mirror for each axis and view.
+        flip_probability: chance of a mirror for each axis and view, or one for each of D, H and W.
 
     Returns:
         The pairs, on the CPU.
@@ -131,8 +131,9 @@ def sample_view_pairs(
         raise ValueError(f"crop_scale must be two positive numbers, lowest first, got {crop_scale}")
     if not 0 < min_overlap <= 1:
         raise ValueError(f"min_overlap must lie in (0, 1], got {min_overlap}")
-    if not 0 <= flip_probability <= 1:
-        raise ValueError(f"flip_probability must lie in [0, 1], got {flip_probability}")
+    chances = torch.as_tensor(flip_probability, dtype=torch.float64)
+    if chances.shape not in ((), (3,)) or not ((chances >= 0) & (chances <= 1)).all():
+        raise ValueError(f"flip_probability must lie in [0, 1], one number or three, got {flip_probability}")
     # In numpy, since this is done for each sample alone and torch's calls cost more than such small numbers.
     context = np.array(context_size, dtype=np.float64)
     patch = np.array(patch_size, dtype=np.float64)
@@ -156,7 +157,7 @@ def sample_view_pairs(
         boxes[apart] = draw(len(apart))
     else:
         boxes = _move_together(boxes, context, min_overlap)
-    flips = torch.rand(batch, 2, 3, generator=generator, dtype=torch.float64) < flip_probability
+    flips = torch.rand(batch, 2, 3, generator=generator, dtype=torch.float64) < chances
     return ViewPairs(torch.from_numpy(boxes), flips, tuple(patch_size))  # type: ignore[arg-type]
 
 

@@ -94,14 +94,26 @@ def test_torchrun_with_two_processes_gives_the_losses_of_one_and_one_record(cach
     assert len(json.loads((two.output / "environment.json").read_text("utf-8"))["starts"]) == 1
 
 
-# What pgl pretrain does, and then the names of the threads that it left.
+# What pgl pretrain does, and then the names of the threads that it left. One that has ended may be listed for
+# a moment still, and be gone when its name is read.
 LEAVING = """
 import sys
+import time
 from pathlib import Path
 from pgl.cli import main
 
+def names():
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            yield (task / "comm").read_text().strip()
+        except OSError:
+            pass
+
 code = main(sys.argv[1:])
-print("threads:", [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()])
+end = time.monotonic() + 5
+while any("gloo" in name for name in names()) and time.monotonic() < end:
+    time.sleep(0.02)
+print("threads:", list(names()))
 sys.exit(code)
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -65,6 +66,9 @@ def test_each_axis_of_each_view_is_flipped_with_the_given_chance():
     torch.testing.assert_close(flips.mean(0), torch.full((2, 3), 0.3, dtype=torch.float64), atol=0.03, rtol=0)
     assert not draw(flip_probability=0.0).flips.any()
     assert draw(flip_probability=1.0).flips.all()
+    mirrored = draw(batch=4000, flip_probability=(0.3, 1.0, 0.0)).flips.double().mean(0)
+    expected = torch.tensor([0.3, 1.0, 0.0], dtype=torch.float64).expand(2, 3)
+    torch.testing.assert_close(mirrored, expected, atol=0.03, rtol=0)
 
 
 def test_the_same_seed_draws_the_same_views_and_another_seed_others():
@@ -84,6 +88,9 @@ def test_no_pairs_are_an_empty_batch():
         ({"min_overlap": 0.0}, "min_overlap must lie in"),
         ({"min_overlap": 1.1}, "min_overlap must lie in"),
         ({"flip_probability": 2.0}, "flip_probability must lie in"),
+        ({"flip_probability": math.nan}, "flip_probability must lie in"),
+        ({"flip_probability": (0.5, 0.5, -0.1)}, "flip_probability must lie in"),
+        ({"flip_probability": (0.5, 0.5)}, "flip_probability must lie in"),
         ({"crop_scale": (1.4, 1.1)}, "crop_scale must be two positive numbers"),
         ({"batch": -1}, "batch must not be negative"),
     ],
