@@ -10,7 +10,7 @@ DEMO ?= demo
 # Threads that native builds may use.
 export MAX_JOBS ?= $(shell nproc)
 
-.PHONY: demo test test-ops test-nnunet test-installs install lint format bench gpu-check sanitize fuzz fuzz-files soak clean
+.PHONY: demo host-cuda test test-ops test-nnunet test-installs install lint format bench gpu-check sanitize fuzz fuzz-files soak clean
 
 # Build tools come first: the package is built against the torch in the environment, not in an isolated one.
 $(BIN)/python:
@@ -33,12 +33,16 @@ install: $(VENV)/.installed
 demo: install
 	$(BIN)/python -m pgl.demo --output $(DEMO)
 
+# The CUDA sources compiled for the host, before any test waits for them.
+host-cuda: install
+	$(BIN)/python -m tests.ops.host_cuda
+
 # Two processes with a thread each: the tests that are about threads set their number themselves. UTF-8 whatever
 # a library makes of the locale of the process that runs the tests.
-test: install
+test: host-cuda
 	PYTHONUTF8=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-test-ops: install
+test-ops: host-cuda
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/ops
 
 # nnU-Net's own functions on exported weights, in an environment of its own.

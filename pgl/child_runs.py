@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from pgl.atomic import write_text
 from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
@@ -29,21 +30,34 @@ def run_pgl(words: Sequence[str], log: Path | None = None) -> int:
         words: of the command line.
         log: where what it prints is appended to; None leaves it on the terminal.
     """
-    with _printing_to(log) as where:
-        process = subprocess.Popen([sys.executable, "-m", "pgl", *words], stdout=where, stderr=where)
-    with _lock:
-        _running.add(process)
-    try:
-        with handled_by(lambda got, _: process.send_signal(got), (signal.SIGTERM, signal.SIGUSR1)):
+    started: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        for process in started:
+            process.send_signal(number)
+        if not started:
+            early.append(number)
+
+    # Before the start: a signal between it and the handlers would end this process, and the run would go on.
+    with handled_by(hand_on, (signal.SIGTERM, signal.SIGUSR1)):
+        with _printing_to(log) as where:
+            process = subprocess.Popen([sys.executable, "-m", "pgl", *words], stdout=where, stderr=where)
+        started.append(process)
+        for number in early:
+            process.send_signal(number)
+        with _lock:
+            _running.add(process)
+        try:
             while True:
                 try:
                     return process.wait()
                 except KeyboardInterrupt:
                     # The terminal has told the run as well, which now finishes its step and saves.
                     continue
-    finally:
-        with _lock:
-            _running.discard(process)
+        finally:
+            with _lock:
+                _running.discard(process)
 
 
 def signal_running(number: signal.Signals, besides: set[int]) -> set[int]:

@@ -30,6 +30,7 @@ except ImportError:  # Windows
 
 LOCK, READERS = ".lock", ".readers"
 _LONGEST_TEXT = 65536
+_ATTEMPTS = 20
 _LONG_TEXT = 4096  # beyond it, the lines of readers that are gone are dropped
 _held: set[int] = set()
 
@@ -61,8 +62,14 @@ def only_writer(folder: str | os.PathLike[str], doing: str = "writing to") -> It
     path = folder / LOCK
     file = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = _locked(path, lambda: InUse(_message(folder, doing, _holders(path))))
+        for attempt in range(_ATTEMPTS):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                file = _locked(path, lambda: InUse(_message(folder, doing, _holders(path))))
+                break
+            except FileNotFoundError:  # another, who had made the folder, has just taken it away
+                if attempt == _ATTEMPTS - 1:
+                    raise
     except OSError as error:
         if isinstance(error, InUse):
             raise

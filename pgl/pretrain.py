@@ -178,15 +178,19 @@ class _Run:
 
     def run(self) -> Path:
         steps = self.config.train.steps
-        if self.step == 0:
-            self._validate()
-            self._save(INITIAL, together=False)
-            # So that a run that is killed at any later moment can be resumed.
-            self._save(LAST, together=False)
-        self.record.start()
         with ExitStack() as self.closing:
+            # Before there is a last.pt: whoever sees it may ask this run to stop.
+            asked_to_stop = self.closing.enter_context(finish_the_step_on_signal())
+            if self.step == 0:
+                self._validate()
+                self._save(INITIAL, together=False)
+                # So that a run that is killed at any later moment can be resumed.
+                self._save(LAST, together=False)
+            else:
+                self._keep()  # killed just before it would have
+            self.record.start()
             self.closing.callback(self.record.close)
-            self._loop(self.closing.enter_context(finish_the_step_on_signal()))
+            self._loop(asked_to_stop)
         self.record.say(f"done: {steps} steps, everything lies in {self.folder}")
         return self.folder
 
@@ -216,16 +220,22 @@ class _Run:
                 self.losses.check()
                 self._validate()
                 self.losses.restart_clock()
-            keep = bool(train.keep_every) and self.step % train.keep_every == 0
-            if last or stop or keep or self.step % train.checkpoint_every == 0:
+            if last or stop or self._is_kept() or self.step % train.checkpoint_every == 0:
                 self.losses.check()
                 self._save(LAST)
-                if keep and fabric.is_global_zero:
-                    keep_last(self.folder, self.step, train.kept)
+                self._keep()
             if stop and not last:
                 self._say_stopped()
                 raise AgreedStop
             self.record.show(self.step)
+
+    def _is_kept(self) -> bool:
+        every = self.config.train.keep_every
+        return bool(every) and self.step % every == 0
+
+    def _keep(self) -> None:
+        if self._is_kept() and self.fabric.is_global_zero:
+            keep_last(self.folder, self.step, self.config.train.kept)
 
     def _read(self, numbers: GlobalBatches, asked_to_stop: threading.Event) -> Iterator[Batch]:
         train = self.config.train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,7 +28,9 @@ def ends_with_the_run() -> Iterator[None]:
         return
     try:
         yield
-    except AgreedStop:
+    except AgreedStop as stop:
+        # The frames that it came through hold the networks, and these the group.
+        traceback.clear_frames(stop.__traceback__)
         _take_down()
         raise
     _take_down()

@@ -22,6 +22,7 @@ from typing import Any
 from pgl.orphans import end_with
 
 LONGEST_LAST_WORDS = 300
+_BEGUN = "begun"  # what a process says before it calls the function, and its time begins
 
 
 class WorkerDied(RuntimeError):
@@ -38,6 +39,8 @@ class JobFailed(RuntimeError):
 
 # That reading one volume may take: no honest file comes near it.
 TIMEOUT_S = 1800.0
+# That a process may take to start, which on a busy machine is no fault of its first job's.
+_LONGEST_START_S = 120.0
 
 
 def check_timeout(timeout_s: float) -> None:
@@ -61,8 +64,8 @@ def run_isolated(
         function: at the top level of an importable module.
         jobs: what it is called with; picklable.
         workers: number of processes, at least 1.
-        timeout_s: seconds that a job may take before its process is ended; 0 for no limit. Native code that
-            hangs answers to nothing else.
+        timeout_s: seconds that a job may take before its process is ended, not counting the start of the
+            process; 0 for no limit. Native code that hangs answers to nothing else.
 
     Yields:
         (job, answer); the answer is a :class:`WorkerDied` if the process died over the job (a
@@ -83,7 +86,7 @@ def run_isolated(
                 with suppress(OSError):  # it died while idle: the read below tells
                     worker.connection.send((function.__module__, function.__qualname__, job))
                 busy[worker.connection] = (worker, job)
-                ends[worker.connection] = time.monotonic() + timeout_s
+                ends[worker.connection] = time.monotonic() + _LONGEST_START_S + timeout_s
             if not busy:
                 return
             left = max(0.0, min(ends.values()) - time.monotonic()) if timeout_s else None
@@ -95,15 +98,20 @@ def run_isolated(
                 worker.kill()
                 yield job, WorkerTimedOut(f"took longer than {timeout_s:g} s and was ended")
             for connection in answered:
-                del ends[connection]
-                worker, job = busy.pop(connection)
+                worker, job = busy[connection]
+                answer: Any
                 try:
-                    succeeded, answer = worker.connection.recv()
+                    message = connection.recv()
                 except (EOFError, OSError):
                     answer = WorkerDied(worker.last_words())
                 else:
+                    if message == _BEGUN:
+                        ends[connection] = time.monotonic() + timeout_s
+                        continue
+                    succeeded, answer = message
                     answer = answer if succeeded else JobFailed(answer)
                     idle.append(worker)
+                del ends[connection], busy[connection]
                 yield job, answer
     finally:
         for worker in [*idle, *(worker for worker, _ in busy.values())]:
@@ -174,7 +182,10 @@ def _serve(descriptor: int, parent: int) -> None:
         except EOFError:
             return
         try:
-            answer = (True, getattr(import_module(module), name)(job))
+            function = getattr(import_module(module), name)
+            with suppress(BrokenPipeError):
+                connection.send(_BEGUN)
+            answer = (True, function(job))
         except Exception as error:
             answer = (False, f"{type(error).__name__}: {error}")
         with suppress(BrokenPipeError):

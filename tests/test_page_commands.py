@@ -13,12 +13,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from pgl import cli
 from pgl.cli_text import expand
@@ -85,13 +84,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "configs").symlink_to(ROOT / "configs")
     shutil.copy(ROOT / "configs" / "smoke.yaml", folder / "planned.yaml")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def reason_not_to_run(command: Command) -> str | None:

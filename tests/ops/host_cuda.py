@@ -1,4 +1,4 @@
-"""Builds and loads the CUDA sources compiled for the host (csrc/host_cuda)."""
+"""Builds and loads the CUDA sources compiled for the host (csrc/host_cuda). As a program it only builds."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pgl_ops import aligned_cosine_loss3d, roi_align3d, voxel_cosine_loss  # noq
 
 NAMESPACE = "pgl_ops_host_cuda"
 ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / f"host_cuda-torch{torch.__version__}"
 
 
 def build(folder: Path, sanitize: bool = False) -> Path:
@@ -39,9 +40,10 @@ def build(folder: Path, sanitize: bool = False) -> Path:
 @functools.cache
 def load() -> None:
     """Registers the kernels for CPU tensors under ``torch.ops.pgl_ops_host_cuda``; once a process."""
-    library = os.environ.get("PGL_OPS_HOST_CUDA_LIBRARY")
-    if library is None:
-        library = str(build(ROOT / "build" / f"host_cuda-torch{torch.__version__}"))
-    torch.ops.load_library(library)
+    torch.ops.load_library(os.environ.get("PGL_OPS_HOST_CUDA_LIBRARY") or str(build(BUILD)))
     for module in ("roi_align3d", "voxel_cosine_loss", "aligned_cosine_loss3d"):
         sys.modules[f"pgl_ops.{module}"].register(NAMESPACE)
+
+
+if __name__ == "__main__":
+    build(BUILD)

@@ -89,7 +89,7 @@ def test_workers_of_a_loader_give_the_same_after_the_parent_used_many_threads(st
         big = random_volume((2, 8, 24, 32, 32), torch.float32).requires_grad_()
         pgl_ops.roi_align3d(big, random_boxes(32, 2, (24, 32, 32)), 12).sum().backward()
         expected = torch.stack([cuts[i] for i in range(len(cuts))])
-        loader = DataLoader(cuts, batch_size=4, num_workers=2, multiprocessing_context=start, timeout=60)
+        loader = DataLoader(cuts, batch_size=4, num_workers=2, multiprocessing_context=start, timeout=240)
         assert torch.equal(torch.cat(list(loader)), expected)
     finally:
         torch.set_num_threads(threads)

@@ -8,12 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from pgl import ablate as module
@@ -35,6 +33,7 @@ from pgl.pretrain import pretrain
 from pgl.run_facts import read_run
 from pgl.run_folder import cases_of
 from pgl.validation import Validation
+from tests.patience import PATIENCE_S, wait_until
 
 from .labelled_data import labelled_cache, small_finetune
 from .training_data import make_cache, small_config
@@ -42,13 +41,6 @@ from .training_data import make_cache, small_config
 
 def silently(line: str) -> None:
     pass
-
-
-@pytest.fixture(autouse=True)
-def _same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -355,11 +347,9 @@ def test_an_ablation_that_is_stopped_goes_on_where_it_was(config, tmp_path):
     config.validation.every = 1000
     process = as_a_process(config, tmp_path)
     metrics = tmp_path / "ablation" / "seed7-both" / "metrics.jsonl"
-    end = time.monotonic() + 60
-    while not (metrics.is_file() and '"train"' in metrics.read_text("utf-8")) and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_until(lambda: metrics.is_file() and '"train"' in metrics.read_text("utf-8"), process)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, err
     assert "seed7-both ended with exit code 130; the same command goes on from there" in err
     saved = load_checkpoint(checkpoint_path(metrics.parent, LAST))["step"]

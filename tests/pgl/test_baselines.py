@@ -59,13 +59,6 @@ def runs(cache) -> dict[str, Path]:
     return {name: pretrain(config_of(name, cache, cache.parent / name)) for name in METHODS}
 
 
-@pytest.fixture(autouse=True)
-def _same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def config_of(name: str, data: Path, output: Path, steps: int = 4, **train) -> PretrainConfig:
     config = small_config(data, output, steps=steps)
     config.method = replace(config.method, name=name)

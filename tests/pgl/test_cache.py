@@ -68,7 +68,12 @@ def test_volumes_and_their_records_are_read_back(shared_cache):
     assert cache.verify() == []
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_a_block_anywhere_equals_the_air_padded_volume(shared_cache, data):
     cache = VolumeCache(shared_cache)

@@ -49,13 +49,6 @@ def run(cache: Path, settings: Path) -> Path:
     return output
 
 
-@pytest.fixture(autouse=True)
-def _same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     """The one line on stderr; stdout is empty."""
     out, err = capsys.readouterr()

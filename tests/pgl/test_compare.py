@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import MISSING, fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from pgl.cache import CacheWriter, VolumeCache
 from pgl.checkpoint import INITIAL, checkpoint_path, load_checkpoint
@@ -26,19 +20,17 @@ from pgl.comparison import runs as module
 from pgl.comparison.config import CompareSettings, Comparison
 from pgl.comparison.page import REPORT, write_results
 from pgl.comparison.runs import ComparisonStopped, compare
-from pgl.comparison.statistics import overall, paired_difference
-from pgl.comparison.tables import MEAN, scores_of, table_rows
+from pgl.comparison.tables import MEAN, table_rows
 from pgl.comparison.unseen import write_unseen
 from pgl.config import GENESIS_INTENSITY, IntensitySettings, to_plain
 from pgl.downstream.config import SplitSettings
 from pgl.downstream.config import to_plain as plain_finetuning
 from pgl.downstream.setup import check_patch
 from pgl.downstream.splits import split_cases
-from pgl.downstream.train import finetune
 from pgl.export import read_export
 from pgl.networks import describe
-from pgl.pretrain import pretrain
 
+from .comparisons import comparison, run_here, silently
 from .labelled_data import labelled_cache, small_finetune, tissue
 from .training_data import make_cache, small_config
 
@@ -51,41 +43,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return labelled_cache(tmp_path_factory.mktemp("compare") / "cache")
 
 
-@pytest.fixture(autouse=True)
-def _same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the runs that were started, in this process to save time."""
-    names: list[str] = []
-
-    def pretraining(run) -> int:
-        names.append(Path(run.output).name)
-        pretrain(run)
-        return 0
-
-    def finetuning(run) -> int:
-        names.append(Path(run.output).name)
-        finetune(run)
-        return 0
-
-    monkeypatch.setattr(module, "run_pretraining", pretraining)
-    monkeypatch.setattr(module, "run_finetuning", finetuning)
-    return names
-
-
-def comparison(data: Path, output: Path, steps: int = 2, **changes) -> Comparison:
-    settings = {"data": data, "output": output, "fractions": (0.4, 1.0), "seeds": (0, 1)}
-    tuning = replace(small_finetune(data, output, steps=steps), encoder=None)
-    return Comparison(CompareSettings(**{**settings, **changes}), small_config(data, output, steps=2), tuning)
-
-
-def silently(line: str) -> None:
-    pass
+    return run_here(monkeypatch)
 
 
 # --- which runs there are ---
@@ -352,167 +312,7 @@ def test_pretraining_once_serves_every_seed(data, tmp_path):
     assert {t.seed for t in runs.tunings} == {4, 5}
 
 
-# --- statistics ---
-
-
-def test_dice_is_the_mean_over_cases_then_over_classes_and_what_is_not_there_does_not_count():
-    nan = np.nan
-    scores = np.array([[[0.5, nan], [0.7, 0.2], [nan, nan]], [[1.0, 0.0], [0.0, 0.0], [0.5, 0.6]]])
-    assert overall(scores) == pytest.approx([(0.6 + 0.2) / 2, (0.5 + 0.2) / 2])
-
-
-def test_a_constant_gain_has_an_interval_of_no_width_and_swapping_turns_it_round():
-    base = np.random.default_rng(0).random((3, 6, 2)) * 0.5
-    gain = paired_difference([(base + 0.1, base)])
-    assert (gain.mean, gain.low, gain.high) == pytest.approx((0.1, 0.1, 0.1))
-    assert (gain.wins, gain.seeds) == (3, 3)
-    loss = paired_difference([(base, base + 0.1)])
-    assert (loss.mean, loss.high, loss.wins) == (pytest.approx(-0.1), pytest.approx(-0.1), 0)
-    assert paired_difference([(base[:, :1], base[:, :1])]).low is None
-
-
-def test_the_interval_is_that_of_a_plain_bootstrap():
-    rng = np.random.default_rng(1)
-    a, b = rng.random((3, 7, 2)), rng.random((3, 7, 2))
-    a[0, 2, 1] = np.nan
-    found = paired_difference([(a, b)])
-    plain = []
-    for _ in range(4000):
-        seeds, cases = rng.integers(0, 3, 3), rng.integers(0, 7, 7)
-        first, second = a[seeds][:, cases], b[seeds][:, cases]
-        plain.append(np.mean(np.nanmean(first, 1).mean(1) - np.nanmean(second, 1).mean(1)))
-    low, high = np.nanquantile(plain, [0.025, 0.975])
-    # 4,000 draws know a quantile to about a fiftieth of the width.
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.05 * (high - low))
-    assert found.low < found.mean < found.high
-    assert found == paired_difference([(a, b)])
-
-
-def test_the_interval_holds_the_truth_about_as_often_as_it_says():
-    """Of a known difference, over cases: with one seed the seeds add nothing."""
-    rng = np.random.default_rng(2)
-    held = 0
-    for number in range(120):
-        base = rng.random((1, 30, 1))
-        found = paired_difference([(base + 0.05 + 0.1 * rng.standard_normal(base.shape), base)], seed=number)
-        held += found.low <= 0.05 <= found.high
-    # 95 % nominal; a percentile bootstrap of 30 cases holds a little less. Binomial error 2 to 3 %.
-    assert 0.86 <= held / 120 <= 1.0
-
-
-def test_the_mean_over_tasks_is_the_mean_of_their_differences():
-    rng = np.random.default_rng(3)
-    tasks = [(rng.random((2, 5, 1)), rng.random((2, 5, 1))) for _ in range(3)]
-    single = [paired_difference([task]).mean for task in tasks]
-    assert paired_difference(tasks).mean == pytest.approx(np.mean(single))
-
-
-def test_runs_on_other_test_cases_are_not_compared():
-    one = {"test": ["a", "b"], "classes": ["x"], "cases": [{"subject": "a", "class": "x", "dice": 0.5}]}
-    assert np.isnan(scores_of([one])[0, 1, 0]) and scores_of([one])[0, 0, 0] == 0.5
-    with pytest.raises(ValueError, match="tested on different cases or classes"):
-        scores_of([one, {**one, "test": ["a", "c"]}])
-
-
 # --- the command ---
-
-
-def settings_files(data: Path, folder: Path) -> list[str]:
-    pre, tune = to_plain(small_config(data, folder, steps=2)), plain_finetuning(small_finetune(data, folder))
-    words = []
-    for name, plain in (("pretrain", pre), ("finetune", tune)):
-        for key in ("data", "output", "resume", "weights"):
-            plain.pop(key, None)
-        file = folder / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(plain), encoding="utf-8")
-        words += [f"--{name}", str(file)]
-    return words
-
-
-def test_the_command_compares_in_processes_of_its_own_and_prints_the_table(data, tmp_path, capfd):
-    words = ["compare", "--data", str(data), "--output", str(tmp_path / "c"), *settings_files(data, tmp_path),
-             "--initialisations", "random,pgl", "--fractions", "1", "--seeds", "0"]  # fmt: skip
-    assert main(words) == 0
-    out = capfd.readouterr().out
-    assert "pretraining on 6 cases, without 2 test cases" in out and "over random" in out
-    result = json.loads((tmp_path / "c" / "compare.json").read_text("utf-8"))
-    assert [r["initialisation"] for r in result["runs"]] == ["random", "pgl"]
-    assert main(words) == 0
-    assert "pgl-fraction1-seed0: done before" in capfd.readouterr().out
-
-
-def test_ctrl_c_stops_the_run_in_progress_with_its_state_saved(data, tmp_path):
-    words = [sys.executable, "-m", "pgl", "compare", "--data", str(data), "--output", str(tmp_path / "c"),
-             *settings_files(data, tmp_path), "--initialisations", "random", "--fractions", "1",
-             "--seeds", "0", "--finetune.train.steps", "100000"]  # fmt: skip
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    run, deadline = tmp_path / "c/finetuned/random-fraction1-seed0", time.monotonic() + 60
-    while not (run / "checkpoints/last.pt").is_file():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    told = process.communicate(timeout=30)[1].decode()
-    assert process.returncode == 130 and "the same command goes on from there" in told
-    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["step"] > 0
-
-
-def test_several_at_once_and_without_simpleitk_give_the_results_of_one_after_the_other(
-    data, tmp_path, started
-):
-    kinds = {"initialisations": ("random", "pgl"), "fractions": (1.0,), "seeds": (0,)}
-    one = compare(comparison(data, tmp_path / "one", **kinds), silently)
-    plain = [to_plain(next(iter(comparison(data, tmp_path, **kinds).pretrainings.values()))),
-             plain_finetuning(comparison(data, tmp_path, **kinds).tunings[0].config)]  # fmt: skip
-    files = []
-    for name, settings in zip(("pretrain", "finetune"), plain, strict=True):
-        for key in ("data", "output", "resume", "weights", "intensity"):
-            settings.pop(key, None)
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        files += [f"--{name}", str(path)]
-    blocked = tmp_path / "blocked"
-    blocked.mkdir()
-    (blocked / "SimpleITK.py").write_text("raise ImportError('blocked')", encoding="utf-8")
-    paths = [str(blocked), str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    words = [sys.executable, "-m", "pgl", "compare", "--data", str(data), "--output", str(tmp_path / "two"),
-             *files, "--initialisations", "random,pgl", "--fractions", "1", "--seeds", "0",
-             "--jobs", "2"]  # fmt: skip
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    two = json.loads((tmp_path / "two" / "compare.json").read_text("utf-8"))
-    lines = done.stdout.splitlines()
-    assert lines.index("pgl-seed0: started") < lines.index("random-fraction1-seed0: started")
-    assert [r["run"] for r in two["runs"]] == [r["run"] for r in one["runs"]]
-    for ours, theirs in zip(two["runs"], one["runs"], strict=True):
-        assert ours["dice"] == theirs["dice"]
-        assert (ours["hd95_mm"] is None) == (theirs["hd95_mm"] is None)
-        if ours["hd95_mm"] is not None:
-            assert ours["hd95_mm"] == pytest.approx(theirs["hd95_mm"], rel=1e-5)
-    assert "done: 2 steps" in (tmp_path / "two/logs/pgl-fraction1-seed0.txt").read_text("utf-8")
-    settings = yaml.safe_load((tmp_path / "two/finetuned/pgl-fraction1-seed0/config.yaml").read_text("utf-8"))
-    assert settings["train"]["threads"] == 1 and settings["train"]["workers"] == 0
-
-
-def test_a_stop_reaches_all_that_are_in_progress_and_they_save(data, tmp_path):
-    words = [sys.executable, "-m", "pgl", "compare", "--data", str(data), "--output", str(tmp_path / "c"),
-             *settings_files(data, tmp_path), "--initialisations", "random", "--fractions", "1",
-             "--seeds", "0,1,2", "--jobs", "2", "--finetune.train.steps", "100000",
-             "--finetune.train.checkpoint_every", "100000"]  # fmt: skip
-    runs = [tmp_path / f"c/finetuned/random-fraction1-seed{seed}" for seed in range(3)]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    deadline = time.monotonic() + 90
-    while not all((run / "metrics.jsonl").is_file() for run in runs[:2]):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    # To this process alone, which hands it on.
-    process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=120)[1].decode()
-    assert process.returncode == 130, told
-    assert "3 of 3 fine-tunings are still to be done; the same command goes on" in told
-    for run in runs[:2]:
-        assert torch.load(run / "checkpoints/last.pt", weights_only=True)["step"] > 0
-    assert not runs[2].exists()
 
 
 def test_when_the_time_is_over_the_tables_are_written_and_say_what_is_lacking(data, tmp_path, started):

@@ -55,13 +55,6 @@ def encoder(data: Path) -> Path:
     return file
 
 
-@pytest.fixture(autouse=True)
-def _same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 # --- training ---
 
 

@@ -26,11 +26,8 @@ STRIDES = [(1, 1, 1), (2, 4, 4), (4, 2, 1)]
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
+def one_thread(_same_threads):
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_pairs(seed: int, batch: int = BATCH) -> ViewPairs:

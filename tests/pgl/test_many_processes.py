@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from pgl.batch_norm import over_all_processes
 from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
 from pgl.config import PretrainConfig, to_plain
 from pgl.pretrain import pretrain
+from tests.patience import PATIENCE_S, wait_until
 
 from .training_data import make_cache, small_config
 
@@ -31,13 +35,6 @@ STEPS = 20
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
     return make_cache(tmp_path_factory.mktemp("data") / "cache")
-
-
-@pytest.fixture(autouse=True)
-def torch_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def with_batch_statistics(data: Path, output: Path) -> PretrainConfig:
@@ -55,10 +52,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def torchrun(*program: str, limit: float = 120) -> subprocess.CompletedProcess:
+def torchrun(*program: str) -> subprocess.CompletedProcess:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run(
-        [*launcher, *program], capture_output=True, text=True, timeout=limit, env=environment()
+        [*launcher, *program], capture_output=True, text=True, timeout=PATIENCE_S, env=environment()
     )
 
 
@@ -118,13 +115,13 @@ sys.exit(code)
 """
 
 
-def test_two_tasks_of_slurm_on_two_machines_give_the_losses_of_one_process(cache, one, tmp_path):
-    config = with_batch_statistics(cache, tmp_path / "two")
+@contextmanager
+def two_tasks_of_slurm(config: PretrainConfig, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """The run as srun starts it, on two machines, which are both this one; what is left of it is killed."""
     config.train.devices, config.train.num_nodes = 1, 2
     (tmp_path / "script.py").write_text(LEAVING, "utf-8")
     settings = written(config, tmp_path / "config.yaml")
     words = [sys.executable, str(tmp_path / "script.py"), "pretrain", f"--config={settings}"]
-    # What srun tells a task; both "machines" are this one.
     job = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2", "SLURM_LOCALID": "0"}
     job |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NAME": "pgl", "SLURM_NODELIST": "localhost"}
     tasks = [
@@ -137,13 +134,40 @@ def test_two_tasks_of_slurm_on_two_machines_give_the_losses_of_one_process(cache
         )
         for rank in range(2)
     ]
-    ends = [task.communicate(timeout=120) for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], ends
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.kill()
+            task.wait()
+
+
+def assert_end_without_threads(tasks: list[subprocess.Popen[str]], code: int) -> None:
+    ends = [task.communicate(timeout=PATIENCE_S) for task in tasks]
+    assert [task.returncode for task in tasks] == [code, code], ends
     # A thread of gloo that outlives Python ends the process in abort, one time in many.
     for out, _ in ends:
         assert "threads:" in out and "gloo" not in out
+
+
+def test_two_tasks_of_slurm_on_two_machines_give_the_losses_of_one_process(cache, one, tmp_path):
+    config = with_batch_statistics(cache, tmp_path / "two")
+    with two_tasks_of_slurm(config, tmp_path) as tasks:
+        assert_end_without_threads(tasks, 0)
     assert losses(config.output) == pytest.approx(losses(one), abs=1e-5)
     assert "2 × cpu" in (config.output / "log.txt").read_text("utf-8")
+
+
+def test_two_tasks_that_are_told_to_stop_save_and_leave_no_thread(cache, tmp_path):
+    config = with_batch_statistics(cache, tmp_path / "two")
+    config.train.steps = config.train.checkpoint_every = config.validation.every = 1_000_000
+    metrics = config.output / "metrics.jsonl"
+    with two_tasks_of_slurm(config, tmp_path) as tasks:
+        wait_until(lambda: metrics.is_file() and '"train"' in metrics.read_text("utf-8"), tasks[0])
+        for task in tasks:
+            task.send_signal(signal.SIGTERM)
+        assert_end_without_threads(tasks, 130)
+    assert load_checkpoint(checkpoint_path(config.output, LAST))["step"] == len(losses(config.output)) > 0
 
 
 def test_only_a_stop_that_all_agreed_upon_takes_the_group_down(monkeypatch):
@@ -223,6 +247,8 @@ def test_one_process_keeps_its_own_batch_norm():
 
 FAILING = """
 import sys
+import time
+from pathlib import Path
 import torch.distributed
 from pgl import pretrain
 from pgl.cli import main
@@ -231,6 +257,7 @@ original = pretrain._Run._training_step
 
 def training_step(self, pieces):
     if self.step == 2 and torch.distributed.get_rank() == int(sys.argv[1]):
+        Path(sys.argv[3]).write_text(str(time.monotonic()))
         raise RuntimeError("this process has burnt down")
     return original(self, pieces)
 
@@ -245,9 +272,8 @@ def test_a_process_that_fails_ends_the_job_with_its_error(cache, tmp_path, rank)
     config.train.steps = 1_000_000
     (tmp_path / "script.py").write_text(FAILING, "utf-8")
     settings = written(config, tmp_path / "config.yaml")
-    began = time.monotonic()
-    done = torchrun(str(tmp_path / "script.py"), str(rank), str(settings), limit=60)
+    done = torchrun(str(tmp_path / "script.py"), str(rank), str(settings), str(tmp_path / "failed"))
     assert done.returncode != 0
     assert "this process has burnt down" in done.stderr
-    assert time.monotonic() - began < 45
+    assert time.monotonic() - float((tmp_path / "failed").read_text()) < 45
     assert len(losses(config.output)) == 2

@@ -52,7 +52,9 @@ def test_differing_shapes_are_refused():
 
 def test_spread_is_one_for_isotropic_and_zero_for_collapsed_features():
     assert feature_spread(features(batch=200)) == pytest.approx(1.0, abs=0.01)
-    assert feature_spread(torch.ones(4, 8, 2, 4, 4) * torch.rand(4, 1, 2, 4, 4)) == pytest.approx(0, abs=1e-6)
+    assert feature_spread(torch.ones(4, 8, 2, 4, 4) * (0.1 + torch.rand(4, 1, 2, 4, 4))) == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_spread_of_features_with_a_common_offset_lies_between():

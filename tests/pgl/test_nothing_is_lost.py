@@ -22,6 +22,7 @@ from pgl.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
 from pgl.config import PretrainConfig, to_plain
 from pgl.integrity import DamagedCase
 from pgl.pretrain import pretrain
+from tests.patience import PATIENCE_S
 
 from .test_pretrain import assert_same_weights, interrupt_after, lines
 from .training_data import make_cache, small_config
@@ -33,13 +34,6 @@ TIMES = ("seconds", "steps_per_s")
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
     return make_cache(tmp_path_factory.mktemp("data") / "cache")
-
-
-@pytest.fixture(autouse=True)
-def torch_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def config(data: Path, output: Path, steps: int = 10) -> PretrainConfig:
@@ -83,7 +77,7 @@ def test_a_run_killed_at_many_points_has_the_metrics_and_weights_of_one_left_alo
         [sys.executable, str(Path(__file__).with_name("killed_runs.py")), str(settings), *points, *moments],
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=PATIENCE_S,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ import pgl.prepare
 from pgl.cache import VolumeCache
 from pgl.lock import InUse, only_writer
 from pgl.prepare import PrepareSettings, prepare
+from tests.patience import PATIENCE_S, wait_until
 from tests.pgl import ct_files
 from tests.pgl.ct_files import body, to_image, write, write_series
 
@@ -268,13 +268,9 @@ def test_an_interrupted_run_is_continued_by_the_next(tmp_path, end):
     for seed in range(6):
         write(source / f"{seed}.nrrd", body(seed=seed))
     process = start_slow_run(source, cache)
-    deadline = time.monotonic() + 60
-    while len(list((cache / "cases").glob("[!.]*.json"))) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: len(list((cache / "cases").glob("[!.]*.json"))) >= 2, process)
     process.send_signal(end)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode != 0
     assert end != signal.SIGINT or "run the same command again to go on" in said
     finished = {path.stem for path in (cache / "cases").glob("[!.]*.json")}

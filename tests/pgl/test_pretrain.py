@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from pgl.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
 from pgl.config import from_plain, to_plain
 from pgl.networks import build_encoder
 from pgl.pretrain import pretrain
+from tests.patience import PATIENCE_S, wait_until
 
 from .training_data import blobs, make_cache, small_config
 
@@ -36,13 +36,6 @@ def cache(tmp_path_factory) -> Path:
 def finished(cache, tmp_path_factory) -> Path:
     """A run of four steps that nothing disturbed."""
     return pretrain(small_config(cache, tmp_path_factory.mktemp("runs") / "finished"))
-
-
-@pytest.fixture(autouse=True)
-def torch_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def lines(run: Path, kind: str) -> list[dict]:
@@ -135,6 +128,45 @@ def test_a_run_stopped_by_a_signal_and_resumed_ends_in_the_same_weights(
     pretrain(replace(config, resume=True))
     assert_same_weights(config.output, finished)
     assert "resuming" in (config.output / "log.txt").read_text("utf-8")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_as_soon_as_it_can_be_resumed_saves_a_step(
+    cache, finished, tmp_path, monkeypatch, number
+):
+    original = module._Run._save
+
+    def save(self, name, *arguments, **keywords):
+        original(self, name, *arguments, **keywords)
+        if name == LAST and self.step == 0:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(module._Run, "_save", save)
+    config = small_config(cache, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config)
+    monkeypatch.undo()
+    assert load_checkpoint(checkpoint_path(config.output, LAST))["step"] == 1
+    pretrain(replace(config, resume=True))
+    assert_same_weights(config.output, finished)
+
+
+def test_a_checkpoint_to_keep_that_a_kill_prevented_is_kept_by_the_next_start(cache, tmp_path, monkeypatch):
+    config = small_config(cache, tmp_path / "run")
+    config.train.keep_every, config.train.kept = 2, 3
+
+    def killed(*arguments):
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(module, "keep_last", killed)
+    with pytest.raises(RuntimeError, match="power cut"):
+        pretrain(config)
+    monkeypatch.undo()
+    pretrain(replace(config, resume=True))
+    assert sorted(path.name for path in (config.output / "checkpoints").glob("step-*.pt")) == [
+        "step-00000002.pt",
+        "step-00000004.pt",
+    ]
 
 
 def test_a_run_that_crashed_and_was_resumed_has_the_same_weights_and_metrics(
@@ -276,12 +308,10 @@ def test_ctrl_c_to_a_run_with_reading_processes_saves_and_exits_130(cache, tmp_p
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(module.__file__).parents[1])},
     )
     try:
-        metrics, deadline = config.output / "metrics.jsonl", time.monotonic() + 60
-        while not (metrics.exists() and '"train"' in metrics.read_text("utf-8")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        metrics = config.output / "metrics.jsonl"
+        wait_until(lambda: metrics.exists() and '"train"' in metrics.read_text("utf-8"), process)
         os.killpg(process.pid, number)
-        told = process.communicate(timeout=30)[1].decode()
+        told = process.communicate(timeout=PATIENCE_S)[1].decode()
         assert process.returncode == 130
         assert "Traceback" not in told
     finally:

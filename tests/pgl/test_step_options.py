@@ -32,13 +32,6 @@ def cache(tmp_path_factory) -> Path:
     return make_cache(tmp_path_factory.mktemp("data") / "cache")
 
 
-@pytest.fixture(autouse=True)
-def torch_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def run(
     cache: Path, output: Path, method=None, steps: int = 4, resume: bool = False, norm="instance", **train
 ) -> Path:

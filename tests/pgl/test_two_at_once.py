@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,15 +21,17 @@ import pytest
 import yaml
 
 import pgl
+from pgl import lock
 from pgl.cache import VolumeCache
 from pgl.cli import main
 from pgl.config import to_plain
 from pgl.downstream.config import to_plain as plain_finetuning
 from pgl.lock import LOCK, READERS, InUse, keep_readers_out, only_writer, reading
+from tests.patience import PATIENCE_S, wait_until
 
+from .comparisons import settings_files
 from .ct_files import body, write
 from .labelled_data import labelled_cache, small_finetune
-from .test_compare import settings_files
 from .training_data import blobs, make_cache, small_config
 
 ROOT = Path(pgl.__file__).resolve().parents[1]
@@ -53,7 +54,7 @@ def start(tmp_path) -> Iterator[Callable[[Sequence[object]], subprocess.Popen]]:
     for process in started:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(60)
+        process.wait(PATIENCE_S)
 
 
 @pytest.fixture
@@ -66,14 +67,6 @@ def once(capfd) -> Callable[[Sequence[object]], tuple[int, str]]:
         return code, capfd.readouterr().err
 
     return run
-
-
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen) -> None:
-    end = time.monotonic() + 120
-    while not happened():
-        assert process.poll() is None, f"{process.args} ended with {process.returncode}"
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def halt(process: subprocess.Popen) -> None:
@@ -118,7 +111,7 @@ def test_a_second_pretrain_on_one_output_is_told_who_has_it_and_changes_nothing(
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     first.send_signal(signal.SIGTERM)
     first.send_signal(signal.SIGCONT)
-    assert first.wait(60) == 130
+    assert first.wait(PATIENCE_S) == 130
     assert (run / "metrics.jsonl").read_text("utf-8").splitlines()[: len(lines)] == lines
     assert starts_of(run) == 1
     assert not (run / LOCK).exists()
@@ -128,7 +121,9 @@ def test_a_killed_run_with_reading_processes_can_be_resumed_at_once(tmp_path, st
     cache, run = make_cache(tmp_path / "cache"), tmp_path / "run"
     words = words_of_a_run(cache, run, steps=3, workers=1)
     first = start(words)
-    wait_until(lambda: len(children(first.pid)) > 1, first)  # multiprocessing's own helper, and the reader
+    # multiprocessing's own helper, and the reader. Not before each is its own program: it holds the lock
+    # until then.
+    wait_until(lambda: sum(b"multiprocessing" in c for c in map(command_of, children(first.pid))) > 1, first)
     readers_of_blocks = [int(pid) for pid in children(first.pid)]
     kill(first)
     with only_writer(run), keep_readers_out(cache) as readers:
@@ -145,11 +140,19 @@ def starts_of(run: Path) -> int:
 
 
 def children(pid: int) -> list[str]:
-    return [
-        child
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text("ascii").split()
-    ]
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # a thread that has just ended
+            found += (task / "children").read_text("ascii").split()
+    return found
+
+
+def command_of(pid: str) -> bytes:
+    """Its program's; while it is just being started, its parent's."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_a_second_finetune_on_one_output_is_told_who_has_it(tmp_path, start, once):
@@ -205,7 +208,10 @@ def prepare(images: Path, cache: Path) -> list[object]:
     return ["prepare", images, "--output", cache, "--workers", 1, *small]
 
 
-def many_images(folder: Path, count: int = 30) -> Path:
+MANY = 120  # that cannot all be prepared before the test looks again
+
+
+def many_images(folder: Path, count: int = MANY) -> Path:
     for number in range(count):
         write(folder / f"ct{number}.nrrd")
     return folder
@@ -215,7 +221,7 @@ def test_a_second_prepare_is_told_who_has_the_cache_and_a_killed_one_leaves_it_f
     images, cache = many_images(tmp_path / "in"), tmp_path / "cache"
     words = prepare(images, cache)
     first = start(words)
-    wait_until(lambda: any((cache / "cases").glob("*.json")), first)
+    wait_until(lambda: any((cache / "cases").glob("[!.]*.json")), first)
     halt(first)
     code, said = once(words)
     assert code == 1
@@ -224,7 +230,7 @@ def test_a_second_prepare_is_told_who_has_the_cache_and_a_killed_one_leaves_it_f
     assert (cache / LOCK).exists()  # left behind, and in nobody's way
     code, said = once(words)
     assert code == 0, said
-    assert len(VolumeCache(cache)) == 30 and VolumeCache(cache).verify() == []
+    assert len(VolumeCache(cache)) == MANY and VolumeCache(cache).verify() == []
     assert not (cache / LOCK).exists()
 
 
@@ -240,10 +246,7 @@ def test_a_worker_does_not_finish_its_job_when_its_parent_is_killed(tmp_path):
 
 
 def assert_ends(pid: int) -> None:
-    deadline = time.monotonic() + 120
-    while is_running(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: not is_running(pid))
 
 
 def is_running(pid: int) -> bool:
@@ -297,7 +300,7 @@ def test_prepare_beside_a_run_adds_cases_and_changes_none_that_the_run_reads(tmp
 def test_training_does_not_begin_on_a_cache_that_is_being_prepared(tmp_path, start, once):
     cache = tmp_path / "cache"
     first = start(prepare(many_images(tmp_path / "in"), cache))
-    wait_until(lambda: any((cache / "cases").glob("*.json")), first)
+    wait_until(lambda: any((cache / "cases").glob("[!.]*.json")), first)
     halt(first)
     code, said = once(words_of_a_run(cache, tmp_path / "run"))
     assert code == 1
@@ -325,6 +328,24 @@ def test_a_lock_leaves_no_trace_of_a_folder_that_got_nothing(tmp_path):
     with only_writer(tmp_path / "a" / "b"):
         (tmp_path / "a" / "b" / "file").touch()
     assert os.listdir(tmp_path / "a" / "b") == ["file"]
+
+
+def test_a_folder_that_its_maker_takes_away_meanwhile_is_made_again(tmp_path, monkeypatch):
+    original, folder = lock._locked, tmp_path / "a" / "b"
+    left = [2]
+
+    def locked(path, refusal):
+        if left[0]:
+            left[0] -= 1
+            folder.rmdir()
+        return original(path, refusal)
+
+    monkeypatch.setattr(lock, "_locked", locked)
+    with only_writer(folder):
+        assert (folder / LOCK).is_file() and left == [0]
+    left[0] = 10**9
+    with pytest.raises(OSError, match=r"cannot write .*\.lock"), only_writer(folder):
+        pass
 
 
 def test_the_text_of_a_dead_process_or_of_no_lock_at_all_keeps_nobody_out(tmp_path):

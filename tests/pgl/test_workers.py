@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pgl.workers import JobFailed, WorkerDied, run_isolated
+import importlib
+
+from pgl import workers
+from pgl.workers import JobFailed, WorkerDied, WorkerTimedOut, run_isolated
 from tests.pgl.ct_files import double
 
 
@@ -23,9 +26,34 @@ def test_no_jobs_start_no_process():
 def test_closing_the_iterator_ends_the_processes():
     answers = run_isolated(double, range(0, 2000, 2), workers=2)
     next(answers)
-    workers = [
+    started = [
         worker for worker, _ in answers.gi_frame.f_locals["busy"].values()
     ] + answers.gi_frame.f_locals["idle"]
     answers.close()
-    assert workers
-    assert all(worker.process.poll() is not None for worker in workers)
+    assert started
+    assert all(worker.process.poll() is not None for worker in started)
+
+
+def test_the_time_of_a_job_does_not_count_the_start_of_its_process(tmp_path, monkeypatch):
+    (tmp_path / "slow_to_import.py").write_text(
+        "import time\ntime.sleep(1.5)\n\ndef job(number):\n    time.sleep(number)\n    return number\n",
+        "utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    job = importlib.import_module("slow_to_import").job
+    answers = dict(run_isolated(job, [0.01, 60.0, 0.02], workers=1, timeout_s=1.0))
+    assert (answers[0.01], answers[0.02]) == (0.01, 0.02)
+    assert isinstance(answers[60.0], WorkerTimedOut)
+
+
+def test_a_process_that_never_gets_to_its_job_is_ended(tmp_path, monkeypatch):
+    (tmp_path / "endless_to_import.py").write_text(
+        "import os, time\n\nif os.environ.get('BLOSC_NTHREADS'):\n    time.sleep(600)\n\n"
+        "def job(number):\n    return number\n",
+        "utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(workers, "_LONGEST_START_S", 2.0)
+    job = importlib.import_module("endless_to_import").job
+    [(_, answer)] = run_isolated(job, [1], workers=1, timeout_s=0.5)
+    assert isinstance(answer, WorkerTimedOut)

@@ -1,0 +1,133 @@
+"""``pgl compare`` as people run it: processes of its own, several at once, stopped by Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pgl.cli import main
+from pgl.comparison.runs import compare
+from pgl.config import to_plain
+from pgl.downstream.config import to_plain as plain_finetuning
+from tests.patience import PATIENCE_S, wait_until
+
+from .comparisons import comparison, run_here, settings_files, silently
+from .labelled_data import labelled_cache
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return labelled_cache(tmp_path_factory.mktemp("compare") / "cache")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    return run_here(monkeypatch)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[list[str]], subprocess.Popen]]:
+    """Start a program; at the end of the test it is killed with all that it has started."""
+    started: list[subprocess.Popen] = []
+
+    def begin(words: list[str]) -> subprocess.Popen:
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(words, stderr=pipe, stdout=pipe, start_new_session=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(PATIENCE_S)
+
+
+def test_the_command_compares_in_processes_of_its_own_and_prints_the_table(data, tmp_path, capfd):
+    words = ["compare", "--data", str(data), "--output", str(tmp_path / "c"), *settings_files(data, tmp_path),
+             "--initialisations", "random,pgl", "--fractions", "1", "--seeds", "0"]  # fmt: skip
+    assert main(words) == 0
+    out = capfd.readouterr().out
+    assert "pretraining on 6 cases, without 2 test cases" in out and "over random" in out
+    result = json.loads((tmp_path / "c" / "compare.json").read_text("utf-8"))
+    assert [r["initialisation"] for r in result["runs"]] == ["random", "pgl"]
+    assert main(words) == 0
+    assert "pgl-fraction1-seed0: done before" in capfd.readouterr().out
+
+
+def test_ctrl_c_stops_the_run_in_progress_with_its_state_saved(data, tmp_path, start):
+    words = [sys.executable, "-m", "pgl", "compare", "--data", str(data), "--output", str(tmp_path / "c"),
+             *settings_files(data, tmp_path), "--initialisations", "random", "--fractions", "1",
+             "--seeds", "0", "--finetune.train.steps", "100000"]  # fmt: skip
+    process = start(words)
+    run = tmp_path / "c/finetuned/random-fraction1-seed0"
+    wait_until((run / "checkpoints/last.pt").is_file, process)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=PATIENCE_S)[1].decode()
+    assert process.returncode == 130 and "the same command goes on from there" in told
+    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["step"] > 0
+
+
+def test_several_at_once_and_without_simpleitk_give_the_results_of_one_after_the_other(
+    data, tmp_path, started
+):
+    kinds = {"initialisations": ("random", "pgl"), "fractions": (1.0,), "seeds": (0,)}
+    one = compare(comparison(data, tmp_path / "one", **kinds), silently)
+    plain = [to_plain(next(iter(comparison(data, tmp_path, **kinds).pretrainings.values()))),
+             plain_finetuning(comparison(data, tmp_path, **kinds).tunings[0].config)]  # fmt: skip
+    files = []
+    for name, settings in zip(("pretrain", "finetune"), plain, strict=True):
+        for key in ("data", "output", "resume", "weights", "intensity"):
+            settings.pop(key, None)
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        files += [f"--{name}", str(path)]
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "SimpleITK.py").write_text("raise ImportError('blocked')", encoding="utf-8")
+    paths = [str(blocked), str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    words = [sys.executable, "-m", "pgl", "compare", "--data", str(data), "--output", str(tmp_path / "two"),
+             *files, "--initialisations", "random,pgl", "--fractions", "1", "--seeds", "0",
+             "--jobs", "2"]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    two = json.loads((tmp_path / "two" / "compare.json").read_text("utf-8"))
+    lines = done.stdout.splitlines()
+    assert lines.index("pgl-seed0: started") < lines.index("random-fraction1-seed0: started")
+    assert [r["run"] for r in two["runs"]] == [r["run"] for r in one["runs"]]
+    for ours, theirs in zip(two["runs"], one["runs"], strict=True):
+        assert ours["dice"] == theirs["dice"]
+        assert (ours["hd95_mm"] is None) == (theirs["hd95_mm"] is None)
+        if ours["hd95_mm"] is not None:
+            assert ours["hd95_mm"] == pytest.approx(theirs["hd95_mm"], rel=1e-5)
+    assert "done: 2 steps" in (tmp_path / "two/logs/pgl-fraction1-seed0.txt").read_text("utf-8")
+    settings = yaml.safe_load((tmp_path / "two/finetuned/pgl-fraction1-seed0/config.yaml").read_text("utf-8"))
+    assert settings["train"]["threads"] == 1 and settings["train"]["workers"] == 0
+
+
+def test_a_stop_reaches_all_that_are_in_progress_and_they_save(data, tmp_path, start):
+    words = [sys.executable, "-m", "pgl", "compare", "--data", str(data), "--output", str(tmp_path / "c"),
+             *settings_files(data, tmp_path), "--initialisations", "random", "--fractions", "1",
+             "--seeds", "0,1,2", "--jobs", "2", "--finetune.train.steps", "100000",
+             "--finetune.train.checkpoint_every", "100000"]  # fmt: skip
+    runs = [tmp_path / f"c/finetuned/random-fraction1-seed{seed}" for seed in range(3)]
+    process = start(words)
+    wait_until(lambda: all((run / "metrics.jsonl").is_file() for run in runs[:2]), process)
+    # To this process alone, which hands it on.
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=PATIENCE_S)[1].decode()
+    assert process.returncode == 130, told
+    assert "3 of 3 fine-tunings are still to be done; the same command goes on" in told
+    for run in runs[:2]:
+        assert torch.load(run / "checkpoints/last.pt", weights_only=True)["step"] > 0
+    assert not runs[2].exists()
