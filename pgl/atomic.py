@@ -40,6 +40,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise FileNotFoundError(f"nothing was written to {temporary}, so {target} was not replaced")
         _flush(temporary, os.O_RDWR)
         os.replace(temporary, target)
+        # Of two names of one file (a link of ``target`` itself) a rename leaves both.
+        temporary.unlink(missing_ok=True)
     except BaseException:
         with suppress(FileNotFoundError):
             temporary.unlink()

@@ -93,6 +93,11 @@ def save_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> No
         raise _not_written(Path(path), cause) from error
 
 
+def kept_path(run: str | os.PathLike[str], step: int) -> Path:
+    """Where :func:`keep_last` keeps the checkpoint of ``step``."""
+    return checkpoint_path(run, f"step-{step:08d}.pt")
+
+
 def keep_last(run: str | os.PathLike[str], step: int, most: int) -> Path:
     """Let ``last.pt`` of ``step`` stay as ``step-N.pt``, and delete the oldest beyond ``most`` of these.
 
@@ -102,7 +107,7 @@ def keep_last(run: str | os.PathLike[str], step: int, most: int) -> Path:
     Raises:
         OSError: it cannot be written, for example because the disk is full.
     """
-    path = checkpoint_path(run, f"step-{step:08d}.pt")
+    path = kept_path(run, step)
     last = path.with_name(LAST)
     try:
         with atomic_path(path) as temporary:

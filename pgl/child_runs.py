@@ -34,13 +34,15 @@ def run_pgl(words: Sequence[str], log: Path | None = None) -> int:
     early: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            return  # The terminal has told the run as well, which now finishes its step and saves.
         for process in started:
             process.send_signal(number)
         if not started:
             early.append(number)
 
     # Before the start: a signal between it and the handlers would end this process, and the run would go on.
-    with handled_by(hand_on, (signal.SIGTERM, signal.SIGUSR1)):
+    with handled_by(hand_on):
         with _printing_to(log) as where:
             process = subprocess.Popen([sys.executable, "-m", "pgl", *words], stdout=where, stderr=where)
         started.append(process)
@@ -49,12 +51,7 @@ def run_pgl(words: Sequence[str], log: Path | None = None) -> int:
         with _lock:
             _running.add(process)
         try:
-            while True:
-                try:
-                    return process.wait()
-                except KeyboardInterrupt:
-                    # The terminal has told the run as well, which now finishes its step and saves.
-                    continue
+            return process.wait()
         finally:
             with _lock:
                 _running.discard(process)

@@ -72,7 +72,12 @@ def usage_message(text: str, positionals: Sequence[str], config: str | None = No
 
 
 def _tuple_message(key: str, text: str) -> str:
-    form = "LOW,HIGH such as 0.5,1.5" if key.split(".")[-1] in _PAIRS else "D,H,W such as 24,72,80"
+    name = key.split(".")[-1]
+    form = "LOW,HIGH such as 0.5,1.5" if name in _PAIRS else "D,H,W such as 24,72,80"
+    if name == "flip_probability":
+        form = "D,H,W such as 0.5,0.5,0"
+        if "Expected a float" in text:
+            form = f"a number such as 0.5, or {form}"
     given = re.search(r"(?:Got|Given) value: (.+)$", text)
     # What follows a space is no longer seen here.
     came = f", got {given[1].strip('[]').replace(', ', ',')}" if given else ""

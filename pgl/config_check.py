@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from pgl.backbone import chosen_levels
 from pgl.config import ACCELERATORS, PRECISIONS, MethodSettings, PretrainConfig, settled
@@ -24,7 +23,10 @@ def check(config: PretrainConfig) -> None:
     _patch_and_context(config)
     _in_range("views.min_overlap", config.views.min_overlap, 0, 1, open_low=True)
     chance = config.views.flip_probability
-    for of_axis in chance if isinstance(chance, Sequence) else [chance]:
+    chances = [chance] * 3 if isinstance(chance, int | float) else chance
+    if len(chances) != 3:
+        raise ValueError(f"views.flip_probability must be one number, or three for D, H and W, got {chance}")
+    for of_axis in chances:
         _in_range("views.flip_probability", of_axis, 0, 1)
     _in_range("views.min_body_fraction", config.views.min_body_fraction, 0, 1)
     _ordered("views.crop_scale", config.views.crop_scale, least=0.01)

@@ -58,16 +58,18 @@ def only_writer(folder: str | os.PathLike[str], doing: str = "writing to") -> It
     if folder.exists() and not folder.is_dir():
         yield
         return
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    made: list[Path] = []
     path = folder / LOCK
     file = None
     try:
         for attempt in range(_ATTEMPTS):
-            folder.mkdir(parents=True, exist_ok=True)
+            made = [place for place in (folder, *folder.parents) if place in made or not place.exists()]
             try:
+                folder.mkdir(parents=True, exist_ok=True)
                 file = _locked(path, lambda: InUse(_message(folder, doing, _holders(path))))
                 break
-            except FileNotFoundError:  # another, who had made the folder, has just taken it away
+            except (FileNotFoundError, FileExistsError):
+                # Another, who had made the folder, is just taking it away.
                 if attempt == _ATTEMPTS - 1:
                     raise
     except OSError as error:

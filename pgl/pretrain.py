@@ -43,6 +43,7 @@ from pgl.checkpoint import (
     LAST,
     checkpoint_path,
     keep_last,
+    kept_path,
     remove_partial,
     save_checkpoint,
 )
@@ -186,7 +187,7 @@ class _Run:
                 self._save(INITIAL, together=False)
                 # So that a run that is killed at any later moment can be resumed.
                 self._save(LAST, together=False)
-            else:
+            elif not kept_path(self.folder, self.step).exists():
                 self._keep()  # killed just before it would have
             self.record.start()
             self.closing.callback(self.record.close)

@@ -74,6 +74,7 @@ def run_isolated(
     waiting = iter(jobs)
     busy: dict[Connection, tuple[_Worker, Any]] = {}
     ends: dict[Connection, float] = {}
+    begun: set[Connection] = set()
     idle: list[_Worker] = []
     try:
         while True:
@@ -86,6 +87,7 @@ def run_isolated(
                 with suppress(OSError):  # it died while idle: the read below tells
                     worker.connection.send((function.__module__, function.__qualname__, job))
                 busy[worker.connection] = (worker, job)
+                begun.discard(worker.connection)
                 ends[worker.connection] = time.monotonic() + _LONGEST_START_S + timeout_s
             if not busy:
                 return
@@ -96,7 +98,13 @@ def run_isolated(
                 worker, job = busy.pop(connection)
                 del ends[connection]
                 worker.kill()
-                yield job, WorkerTimedOut(f"took longer than {timeout_s:g} s and was ended")
+                if connection in begun:
+                    told = f"took longer than {timeout_s:g} s and was ended"
+                else:
+                    told = (
+                        f"its process did not get to it within {_LONGEST_START_S + timeout_s:g} s; try again"
+                    )
+                yield job, WorkerTimedOut(told)
             for connection in answered:
                 worker, job = busy[connection]
                 answer: Any
@@ -107,6 +115,7 @@ def run_isolated(
                 else:
                     if message == _BEGUN:
                         ends[connection] = time.monotonic() + timeout_s
+                        begun.add(connection)
                         continue
                     succeeded, answer = message
                     answer = answer if succeeded else JobFailed(answer)

@@ -82,3 +82,11 @@ def test_the_longest_name_and_a_name_that_is_not_utf8_work(tmp_path):
     longest = tmp_path / ("ä" * 125 + ".json")
     write_json(longest, {"source": os.fsdecode(b"caf\xe9.nii")})
     assert os.fsencode(json.loads(longest.read_text("ascii"))["source"]) == b"caf\xe9.nii"
+
+
+def test_a_second_name_of_the_file_itself_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("content")
+    with atomic_path(path) as temporary:
+        os.link(path, temporary)
+    assert [file.name for file in tmp_path.iterdir()] == ["file.txt"] and path.read_text() == "content"

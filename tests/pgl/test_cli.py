@@ -101,6 +101,12 @@ def test_every_command_has_help(name, capsys):
         (["phantom", "--output", "x", "--size", "24", "72", "80"], "--size: expected D,H,W such as 24,72,80"),
         (["phantom", "--output", "x", "--size", "24,72"], "with commas and no spaces, got 24,72 "),
         (["pretrain", "--data", "x", "--views.crop_scale", "3"], "expected LOW,HIGH such as 0.5,1.5"),
+        (
+            ["pretrain", "--views.flip_probability", "x"],
+            "expected a number such as 0.5, or D,H,W such as 0.5,0.5,0",
+        ),
+        (["pretrain", "--views.flip_probability", "0.5,0"], "or D,H,W such as 0.5,0.5,0, with commas and no"),
+        (["finetune", "--patches.flip_probability", "0.5"], "expected D,H,W such as 0.5,0.5,0, with commas"),
         (["phantom", "--outpu", "x"], "pgl phantom: "),
         (["phantom", "--output", "x", "--cas", "3"], "unrecognized arguments: --cas"),
         (["pretrain", "--data", "d", "--output", "x", "--resum"], "unrecognized arguments: --resum"),

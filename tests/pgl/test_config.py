@@ -67,6 +67,7 @@ def test_an_unknown_key_is_refused_by_name():
         ("views", {"min_overlap": 0.0}, r"views\.min_overlap must lie in \(0, 1\]"),
         ("views", {"crop_scale": (1.4, 1.1)}, r"views\.crop_scale"),
         ("views", {"flip_probability": 1.5}, r"views\.flip_probability"),
+        ("views", {"flip_probability": (0.5, 0.5)}, r"views\.flip_probability must be one number, or three"),
         ("views", {"flip_probability": (0.5, 0.5, 1.5)}, r"views\.flip_probability must lie in .* got 1\.5"),
         ("intensity", {"clip_hu": (300, -300)}, r"intensity\.clip_hu"),
         ("intensity", {"std_hu": 0.0}, r"intensity\.std_hu must be positive"),

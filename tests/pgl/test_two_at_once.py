@@ -5,6 +5,7 @@ Every holder here is a process of its own, started as a user would.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -330,21 +331,34 @@ def test_a_lock_leaves_no_trace_of_a_folder_that_got_nothing(tmp_path):
     assert os.listdir(tmp_path / "a" / "b") == ["file"]
 
 
-def test_a_folder_that_its_maker_takes_away_meanwhile_is_made_again(tmp_path, monkeypatch):
-    original, folder = lock._locked, tmp_path / "a" / "b"
-    left = [2]
+@pytest.mark.parametrize("when", ["in mkdir", "after mkdir"])
+def test_a_folder_that_its_maker_takes_away_meanwhile_is_made_again(tmp_path, monkeypatch, when):
+    folder, left = tmp_path / "a" / "b", [3]
+    folder.mkdir(parents=True)
+    lock_it, make = lock._locked, os.mkdir
 
     def locked(path, refusal):
-        if left[0]:
+        if when == "after mkdir" and left[0]:
             left[0] -= 1
             folder.rmdir()
-        return original(path, refusal)
+        return lock_it(path, refusal)
+
+    def mkdir(path, *arguments):
+        if when == "in mkdir" and left[0]:
+            left[0] -= 1
+            if folder.exists():
+                folder.rmdir()
+            raise OSError(errno.EEXIST if left[0] % 2 else errno.ENOENT, "just then", path)
+        make(path, *arguments)
 
     monkeypatch.setattr(lock, "_locked", locked)
+    monkeypatch.setattr(os, "mkdir", mkdir)
     with only_writer(folder):
-        assert (folder / LOCK).is_file() and left == [0]
+        assert (folder / LOCK).is_file() and left[0] == 0
+    # What it has made anew it takes away.
+    assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == []
     left[0] = 10**9
-    with pytest.raises(OSError, match=r"cannot write .*\.lock"), only_writer(folder):
+    with pytest.raises(OSError, match="cannot write "), only_writer(folder):
         pass
 
 
