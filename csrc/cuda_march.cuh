@@ -20,11 +20,20 @@ constexpr int kHeldTaps = 3;  // taps along H and along W that a thread keeps in
 // The least blocks that a multiprocessor must hold at once, which bounds a thread's registers.
 constexpr int kMarchBlocks = 2;
 
+#ifdef PGL_OPS_HOST_CUDA
+constexpr int64_t kEnoughBlocks = 4;  // so that blocks of small tests take several parts of the channels, too
+#else
+constexpr int64_t kEnoughBlocks = 2048;  // that keep a device busy until the end
+#endif
+
 // The part of a result that a block makes, and how many such parts there are along each axis.
 struct MarchTile {
   int32_t groups, depth, height, width;
   int32_t groups_tiles, depth_tiles, height_tiles, width_tiles;
   int threads;
+
+  // That all blocks at one place of the result take together.
+  PGL_HOST_DEVICE int32_t groups_at_once() const { return groups * groups_tiles; }
 
   int64_t blocks() const { return int64_t{groups_tiles} * depth_tiles * height_tiles * width_tiles; }
 
@@ -48,6 +57,16 @@ struct MarchTile {
         std::clamp<int64_t>(blocks_of_a_grid / flat, ceil_divide(d, deepest), ceil_divide(d, 2));
     split(d, ceil_divide(d, pieces), &depth, &depth_tiles);
     threads = static_cast<int>(ceil_divide(int64_t{groups} * height * width, kWarpThreads)) * kWarpThreads;
+  }
+
+  // The tile for blocks that take several parts of the channels, one after the other, with the same taps: for
+  // many small results, which else make more blocks than it takes to keep a device busy, each of which would
+  // spend most of its time on its taps. `volumes`: as above.
+  MarchTile with_shared_taps(int64_t volumes) const {
+    MarchTile tile = *this;
+    const int64_t turns = std::clamp<int64_t>(blocks() * volumes / kEnoughBlocks, 1, groups_tiles);
+    tile.groups_tiles = static_cast<int32_t>(ceil_divide(groups_tiles, turns));
+    return tile;
   }
 
   // The tile for blocks of at most `deepest` bins along D that take all groups, one part after the other.

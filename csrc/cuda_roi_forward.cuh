@@ -29,13 +29,15 @@ __global__ void __launch_bounds__(kBlockThreads, kMarchBlocks) forward_kernel(co
   const MarchPlace place(params.tile, packed, params.groups, params.height, params.width);
   const int32_t end_d = min(params.depth, place.first_d + params.tile.depth);
   const BlockTaps<A> taps(params.taps, params.tile, place, params.depth, params.height, params.width, &pool);
-  const int32_t channel = place.group * n;
-  const int channels = min(n, params.channels - channel);
   const int64_t *from_stride = params.input.stride, *to_stride = params.output.stride;
   for (int64_t k = blockIdx.z; k < params.n_rois; k += gridDim.z) {
     taps.turn_to(k);
     const int64_t sample = taps.sample(k);
-    if (place.live) {
+    const int32_t last_group = place.live ? params.groups : 0;
+#pragma unroll 1
+    for (int32_t group = place.group; group < last_group; group += params.tile.groups_at_once()) {
+      const int32_t channel = group * n;
+      const int channels = min(n, params.channels - channel);
       Sampled<T>* to = params.output.data + k * to_stride[0] + channel * to_stride[1] +
                        place.h * to_stride[3] + place.w * to_stride[4];
       const auto store = [&](int32_t d, const A* values) {

@@ -59,7 +59,7 @@ Tensor roi_align3d_cuda(Tensor input, Tensor boxes, OutputSize output_size, Scal
     using A = Accumulate<T>;
     const TapsParams taps = taps_params(geometry, boxes, flips);
     with_channel_groups<T>(input, output, [&](auto n, auto packed) {
-      const MarchTile tile = march_tile(output, n, packed);
+      const MarchTile tile = march_tile(output, n, packed).with_shared_taps(geometry.n_rois);
       const LaunchTaps<A> launch_taps(context, geometry, taps, tile, input);
       const ForwardParams<T> params{
           device_volume(static_cast<const T*>(input.const_data_ptr()), input),

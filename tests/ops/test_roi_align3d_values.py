@@ -78,6 +78,18 @@ def test_volumes_and_outputs_longer_than_a_tile(backend, layout, shape, output_s
     assert_forward_exact(pgl_ops.roi_align3d, backend.device, volume, boxes, output_size, sampling_ratio=2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=name)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_many_channels_of_many_rois(backend, layout, dtype):
+    """More blocks than keep a GPU busy: each takes several parts of the channels, the last part smaller."""
+    shape, count = (4, 12, 13), 900 if backend.name == "cuda" else 3
+    volume = laid_out(random_volume((2, 272, *shape), dtype), layout)
+    boxes, flips = random_boxes(count, 2, shape), random_flips(count)
+    assert_forward_exact(
+        pgl_ops.roi_align3d, backend.device, volume, boxes, (2, 7, 7), sampling_ratio=2, flips=flips
+    )
+
+
 def test_output_larger_than_the_box(backend):
     volume = random_volume((1, 3, 5, 6, 7))
     boxes = torch.tensor([[0, 1.2, 2.1, 3.3, 2.3, 3.4, 4.1]], dtype=torch.float64)
