@@ -2,7 +2,7 @@
 
     python -m tests.fuzz_files --cases 2000
 
-Exit code 1 if a process died, took too long, or an error came that is no rejection.
+Exit code 1 if a process died, took too long or too much memory, or an error came that is no rejection.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="a new one each time, if not given")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds a file may take")
+    parser.add_argument("--most_mib", type=float, default=700.0, help="memory that a process may take")
     options = parser.parse_args()
     if not REAL.exists():
         print(f"no real CT at {REAL}", file=sys.stderr)
@@ -73,7 +74,9 @@ def main() -> int:
         f"seed {seed}: {options.cases} cases in {time.monotonic() - started:.0f} s: {ended}; "
         f"most memory {peak[0]:.0f} MiB ({peak[1]})"
     )
-    return 1 if faults else 0
+    if peak[0] > options.most_mib:
+        print(f"that is more memory than {options.most_mib:g} MiB")
+    return 1 if faults or peak[0] > options.most_mib else 0
 
 
 if __name__ == "__main__":

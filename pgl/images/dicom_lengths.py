@@ -16,6 +16,11 @@ from pgl.images.dicom_streams import check_stream
 PREAMBLE = 132
 UNDEFINED = 0xFFFFFFFF
 LONG_VALUES = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+# Of all types of value (PS3.5, 6.2). After another one GDCM guesses how the file goes on.
+KNOWN_VALUES = LONG_VALUES | {
+    b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL",
+    b"SS", b"ST", b"TM", b"UI", b"UL", b"US",
+}  # fmt: skip
 ITEM, ITEM_END, SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 ITEM_GROUP, PIXEL_DATA, TRANSFER_SYNTAX = 0xFFFE, (0x7FE0, 0x0010), (0x0002, 0x0010)
 ROWS, COLUMNS, FRAMES, SAMPLES = (0x28, 0x10), (0x28, 0x11), (0x28, 0x08), (0x28, 0x02)
@@ -70,7 +75,7 @@ class _Walk:
         for _ in range(MOST_ELEMENTS):
             while self.open and self.open[-1].end is not None and self.at >= self.open[-1].end:
                 self.open.pop()
-            if self.at + 8 > len(self.content):
+            if self.at + 8 > len(self.content) or self._is_padding():
                 return
             meta = not self.open and self.content[self.at : self.at + 2] == b"\x02\x00"
             if not meta and self.syntax == DEFLATED:
@@ -80,6 +85,10 @@ class _Walk:
                 )
             self._step(meta)
         raise RejectedImage(f"unreadable: more than {MOST_ELEMENTS} DICOM elements")
+
+    def _is_padding(self) -> bool:
+        """Whether nothing but zeros follows, to fill up a block of some medium."""
+        return self.content[self.at : self.at + 8] == bytes(8) and not self.content[self.at :].strip(b"\0")
 
     def _step(self, meta: bool) -> None:
         implicit = self.open[-1].implicit if self.open else self.syntax == IMPLICIT
@@ -118,6 +127,11 @@ class _Walk:
         if group == ITEM_GROUP or implicit:
             return (group, element), b"", struct.unpack_from(f"{order}I", self.content, self.at + 4)[0], start
         vr = self.content[self.at + 4 : self.at + 6]
+        if vr not in KNOWN_VALUES:
+            raise RejectedImage(
+                f"unreadable: DICOM element ({group:04x},{element:04x}) has values of an unknown type, "
+                f"{vr.decode('latin-1')!r}: the file is damaged, or not in the transfer syntax that it names"
+            )
         if vr not in LONG_VALUES:
             return (group, element), vr, struct.unpack_from(f"{order}H", self.content, self.at + 6)[0], start
         if start + 4 > len(self.content):

@@ -189,6 +189,21 @@ def test_elements_of_unknown_type_are_looked_into(tmp_path, monkeypatch):
     assert "(0009,1001) claims 4294967000 bytes" in refused_unread(tmp_path, monkeypatch, hidden(4294967000))
 
 
+def test_after_a_type_that_does_not_exist_nobody_guesses_how_the_file_goes_on(tmp_path, monkeypatch):
+    whole = dicom.file(
+        dicom.EXPLICIT,
+        dicom.header(STORED, 0, dicom.EXPLICIT),
+        dicom.plain(dicom.EXPLICIT)(dicom.stored(STORED)[0]),
+    )
+    (tmp_path / "padded.dcm").write_bytes(whole + bytes(512))
+    [entry] = entries([tmp_path / "padded.dcm"])
+    assert entry["header"]["series_uid"] == dicom.UID + ".8"
+    at = whole.index(b"\x20\x00\x0d\x00UI")
+    for inserted in (bytes(24), b"\x19\x00\x10\x00ZZ\x02\x00ab"):
+        told = refused_unread(tmp_path, monkeypatch, whole[:at] + inserted + whole[at:])
+        assert "values of an unknown type" in told
+
+
 def test_a_giant_element_of_a_file_without_preamble_is_refused_unread(tmp_path, monkeypatch):
     coder = dicom.Coder(dicom.IMPLICIT)
     elements = dicom.header(STORED, 0, dicom.IMPLICIT)
