@@ -126,6 +126,23 @@ class Comparison:
         return list(self.settings.tasks) if self.settings.tasks else [""]
 
     @property
+    def doubts(self) -> list[str]:
+        """What can be run but is likely not meant, a line each."""
+        chance = self._pretrain.views.flip_probability
+        of_views = dict(zip("DHW", (chance,) * 3 if isinstance(chance, float | int) else chance, strict=True))
+        of_patches = dict(zip("DHW", self._finetune.patches.flip_probability, strict=True))
+        axes = [name for name in "DHW" if of_views[name] > of_patches[name] == 0]
+        if not axes or not self.pretrainings:
+            return []
+        without = ",".join(f"{0 if name in axes else of_views[name]:g}" for name in "DHW")
+        mirrored = " and ".join(f"axis {name}" for name in axes)
+        return [
+            f"note: pretraining mirrors {mirrored}, fine-tuning does not: if classes differ in that, as "
+            "right and left organs do, features that ignore mirrors cost Dice; "
+            f"--pretrain.views.flip_probability {without} pretrains without them"
+        ]
+
+    @property
     def pretraining_cache(self) -> Path:
         """Where the volumes lie that are pretrained on."""
         return self.folder / "pretraining-cache"

@@ -97,6 +97,8 @@ def _compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, An
     split = comparison.tunings[0].config.split
     kept, left_out = write_unseen(settings.data, settings.unlabelled, comparison.pretraining_cache, split)
     say(f"pretraining on {len(kept)} cases, without {len(left_out)} test cases")
+    for doubt in comparison.doubts:
+        say(doubt)
     ready = _Ready(comparison, kept)
     ready.take_what_is_there(say)
     left_s = max(settings.time_limit_s - (time.monotonic() - began), 1e-9) if settings.time_limit_s else 0.0

@@ -119,6 +119,44 @@ def test_networks_that_would_not_be_alike_are_refused(data, tmp_path):
 # --- test cases are never seen ---
 
 
+@pytest.mark.parametrize(
+    ("views", "patches", "axes", "instead"),
+    [
+        (0.5, (0.5, 0.5, 0.0), "axis W,", "0.5,0.5,0 "),
+        ((0.2, 0.5, 0.5), (0.0, 0.5, 0.0), "axis D and axis W,", "0,0.5,0 "),
+        ((0.5, 0.5, 0.0), (0.5, 0.5, 0.0), None, None),
+        (0.5, (0.1, 0.1, 0.1), None, None),
+        (0.0, (0.0, 0.0, 0.0), None, None),
+    ],
+)
+def test_mirrors_that_fine_tuning_leaves_out_are_doubted(data, tmp_path, views, patches, axes, instead):
+    shared, tuning = small_config(data, tmp_path), small_finetune(data, tmp_path)
+    runs = Comparison(
+        CompareSettings(data=data, output=tmp_path / "c"),
+        replace(shared, views=replace(shared.views, flip_probability=views)),
+        replace(tuning, encoder=None, patches=replace(tuning.patches, flip_probability=patches)),
+    )
+    if axes is None:
+        assert runs.doubts == []
+    else:
+        assert len(runs.doubts) == 1
+        assert axes in runs.doubts[0] and f"flip_probability {instead}" in runs.doubts[0]
+
+
+def test_what_is_doubted_is_said_and_done_all_the_same(data, tmp_path, started):
+    runs = comparison(data, tmp_path / "c", initialisations=("random", "byol"), fractions=(0.4,), seeds=(0,))
+    tuning = replace(
+        runs._finetune, patches=replace(runs._finetune.patches, flip_probability=(0.5, 0.5, 0.0))
+    )
+    said: list[str] = []
+    compare(Comparison(runs.settings, runs._pretrain, tuning), said.append)
+    assert sum("mirrors axis W," in line for line in said) == 1 and len(started) == 3
+    # Nothing is pretrained here, so there is nothing to doubt.
+    assert (
+        Comparison(replace(runs.settings, initialisations=("random",)), runs._pretrain, tuning).doubts == []
+    )
+
+
 def test_no_test_case_is_pretrained_on(data, tmp_path):
     split = SplitSettings()
     kept, left_out = write_unseen(data, None, tmp_path / "unseen", split)
