@@ -127,19 +127,22 @@ class Comparison:
 
     @property
     def doubts(self) -> list[str]:
-        """What can be run but is likely not meant, a line each."""
+        """What can be run but is perhaps not meant, a line each."""
+        # Only PGL asks a place and its mirror image for the same features.
+        if not any(method == "pgl" for method, _ in self.pretrainings):
+            return []
         chance = self._pretrain.views.flip_probability
         of_views = dict(zip("DHW", (chance,) * 3 if isinstance(chance, float | int) else chance, strict=True))
         of_patches = dict(zip("DHW", self._finetune.patches.flip_probability, strict=True))
         axes = [name for name in "DHW" if of_views[name] > of_patches[name] == 0]
-        if not axes or not self.pretrainings:
+        if not axes:
             return []
         without = ",".join(f"{0 if name in axes else of_views[name]:g}" for name in "DHW")
         mirrored = " and ".join(f"axis {name}" for name in axes)
         return [
             f"note: pretraining mirrors {mirrored}, fine-tuning does not: if classes differ in that, as "
-            "right and left organs do, features that ignore mirrors cost Dice; "
-            f"--pretrain.views.flip_probability {without} pretrains without them"
+            "right and left organs do, features that ignore mirrors may cost Dice; "
+            f"--pretrain.views.flip_probability {without}, with an --output of its own, pretrains without"
         ]
 
     @property

@@ -192,6 +192,10 @@ def check(config: FinetuneConfig) -> None:
         raise ValueError(
             f"patches.crop_scale must be two numbers in [0.1, 4], lowest first, got {patches.crop_scale}"
         )
+    if len(patches.flip_probability) != 3:
+        raise ValueError(
+            f"patches.flip_probability must be three numbers, for D, H and W, got {patches.flip_probability}"
+        )
     for chance in patches.flip_probability:
         _within("patches.flip_probability", chance, 0, 1)
     _within("patches.foreground", patches.foreground, 0, 1)

@@ -116,14 +116,13 @@ def test_networks_that_would_not_be_alike_are_refused(data, tmp_path):
         Comparison(settings, pre, tune)
 
 
-# --- test cases are never seen ---
-
-
 @pytest.mark.parametrize(
     ("views", "patches", "axes", "instead"),
     [
-        (0.5, (0.5, 0.5, 0.0), "axis W,", "0.5,0.5,0 "),
-        ((0.2, 0.5, 0.5), (0.0, 0.5, 0.0), "axis D and axis W,", "0,0.5,0 "),
+        (0.5, (0.5, 0.5, 0.0), "axis W,", "0.5,0.5,0,"),
+        ((0.2, 0.5, 0.5), (0.0, 0.5, 0.0), "axis D and axis W,", "0,0.5,0,"),
+        ([0, 1, 1], [0, 0, 0], "axis H and axis W,", "0,0,0,"),
+        (1, (0, 0, 0), "axis D and axis H and axis W,", "0,0,0,"),
         ((0.5, 0.5, 0.0), (0.5, 0.5, 0.0), None, None),
         (0.5, (0.1, 0.1, 0.1), None, None),
         (0.0, (0.0, 0.0, 0.0), None, None),
@@ -144,7 +143,7 @@ def test_mirrors_that_fine_tuning_leaves_out_are_doubted(data, tmp_path, views, 
 
 
 def test_what_is_doubted_is_said_and_done_all_the_same(data, tmp_path, started):
-    runs = comparison(data, tmp_path / "c", initialisations=("random", "byol"), fractions=(0.4,), seeds=(0,))
+    runs = comparison(data, tmp_path / "c", initialisations=("random", "pgl"), fractions=(0.4,), seeds=(0,))
     tuning = replace(
         runs._finetune, patches=replace(runs._finetune.patches, flip_probability=(0.5, 0.5, 0.0))
     )
@@ -155,6 +154,9 @@ def test_what_is_doubted_is_said_and_done_all_the_same(data, tmp_path, started):
     assert (
         Comparison(replace(runs.settings, initialisations=("random",)), runs._pretrain, tuning).doubts == []
     )
+
+
+# --- test cases are never seen ---
 
 
 def test_no_test_case_is_pretrained_on(data, tmp_path):
@@ -403,6 +405,7 @@ def test_each_shipped_comparison_is_one_that_can_be_run(file, tmp_path):
         assert main(words) == 0
     assert {t.initialisation for t in seen[0].tunings} == {"random", "genesis", "byol", "pgl"}
     assert len(seen[0].settings.seeds) >= 3 and len(seen[0].settings.starts()) >= 2
+    assert seen[0].doubts == []
     for tuning in seen[0].tunings:
         check_patch(tuning.config, describe(tuning.config.encoder))
 

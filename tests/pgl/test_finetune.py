@@ -223,6 +223,15 @@ def test_weights_of_another_network_are_refused_before_anything_is_written(data,
         finetune(replace(config, weights=str(tmp_path / "text.pt")))
 
 
+@pytest.mark.parametrize("chances", [(0.5, 0.5), (0.5, 0.5, 0.5, 0.5), (0.5, 0.5, 1.5)])
+def test_mirrors_that_are_not_three_chances_are_refused(data, tmp_path, chances):
+    wrong = small_finetune(data, tmp_path / "run")
+    wrong = replace(wrong, patches=replace(wrong.patches, flip_probability=chances))
+    with pytest.raises(ValueError, match=r"patches\.flip_probability must "):
+        finetune(wrong)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_output_that_holds_something_is_left_alone(data, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/thesis.txt").write_text("dear")
