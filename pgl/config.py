@@ -45,6 +45,12 @@ class ViewSettings:
     context_size: Triple = (28, 168, 168)
     min_body_fraction: float = 0.25
 
+    @property
+    def flip_chances(self) -> tuple[float, ...]:
+        """``flip_probability`` of each axis (D, H, W)."""
+        chance = self.flip_probability
+        return (chance,) * 3 if isinstance(chance, int | float) else tuple(chance)
+
 
 @dataclass
 class IntensitySettings:

@@ -22,12 +22,13 @@ def check(config: PretrainConfig) -> None:
     _seed_and_devices(config)
     _patch_and_context(config)
     _in_range("views.min_overlap", config.views.min_overlap, 0, 1, open_low=True)
-    chance = config.views.flip_probability
-    chances = [chance] * 3 if isinstance(chance, int | float) else chance
-    if len(chances) != 3:
-        raise ValueError(f"views.flip_probability must be one number, or three for D, H and W, got {chance}")
-    for of_axis in chances:
-        _in_range("views.flip_probability", of_axis, 0, 1)
+    if len(config.views.flip_chances) != 3:
+        raise ValueError(
+            "views.flip_probability must be one number, or three for D, H and W, got "
+            f"{config.views.flip_probability}"
+        )
+    for chance in config.views.flip_chances:
+        _in_range("views.flip_probability", chance, 0, 1)
     _in_range("views.min_body_fraction", config.views.min_body_fraction, 0, 1)
     _ordered("views.crop_scale", config.views.crop_scale, least=0.01)
     _ordered("intensity.clip_hu", config.intensity.clip_hu, least=float("-inf"))

@@ -131,8 +131,7 @@ class Comparison:
         # Only PGL asks a place and its mirror image for the same features.
         if not any(method == "pgl" for method, _ in self.pretrainings):
             return []
-        chance = self._pretrain.views.flip_probability
-        of_views = dict(zip("DHW", (chance,) * 3 if isinstance(chance, float | int) else chance, strict=True))
+        of_views = dict(zip("DHW", self._pretrain.views.flip_chances, strict=True))
         of_patches = dict(zip("DHW", self._finetune.patches.flip_probability, strict=True))
         axes = [name for name in "DHW" if of_views[name] > of_patches[name] == 0]
         if not axes:

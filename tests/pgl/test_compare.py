@@ -150,10 +150,10 @@ def test_what_is_doubted_is_said_and_done_all_the_same(data, tmp_path, started):
     said: list[str] = []
     compare(Comparison(runs.settings, runs._pretrain, tuning), said.append)
     assert sum("mirrors axis W," in line for line in said) == 1 and len(started) == 3
-    # Nothing is pretrained here, so there is nothing to doubt.
-    assert (
-        Comparison(replace(runs.settings, initialisations=("random",)), runs._pretrain, tuning).doubts == []
-    )
+    # Where nothing is pretrained, or nothing by PGL, there is nothing to doubt.
+    for starts in (("random",), ("random", "genesis", "byol")):
+        other = replace(runs.settings, initialisations=starts)
+        assert Comparison(other, runs._pretrain, tuning).doubts == []
 
 
 # --- test cases are never seen ---
