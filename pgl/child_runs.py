@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
 from pgl.config import PretrainConfig, to_plain
 from pgl.lock import only_writer
 from pgl.run_folder import CONFIG
+from pgl.safe_path import environment
 from pgl.worker_signals import handled_by
 
 _running: set[subprocess.Popen[bytes]] = set()
@@ -44,7 +46,12 @@ def run_pgl(words: Sequence[str], log: Path | None = None) -> int:
     # Before the start: a signal between it and the handlers would end this process, and the run would go on.
     with handled_by(hand_on):
         with _printing_to(log) as where:
-            process = subprocess.Popen([sys.executable, "-m", "pgl", *words], stdout=where, stderr=where)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pgl", *words],
+                stdout=where,
+                stderr=where,
+                env={**os.environ, **environment()},
+            )
         started.append(process)
         for number in early:
             process.send_signal(number)

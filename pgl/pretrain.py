@@ -58,12 +58,12 @@ from pgl.methods import build_method
 from pgl.networks import count_parameters
 from pgl.process_group import AgreedStop, ends_with_the_run
 from pgl.read_ahead import ReadAhead
+from pgl.readers import starting_readers, too_many_readers
 from pgl.record import RunRecord, write_environment, write_settings
 from pgl.state import refuse_what_is_not_finite, restore, state_of, state_to_resume
 from pgl.step import TrainingStep, devices_of, precision_of
 from pgl.validation import Validation
 from pgl.watch import LossWatch, agree, finish_the_step_on_signal
-from pgl.worker_signals import shielded_children
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -241,7 +241,7 @@ class _Run:
     def _read(self, numbers: GlobalBatches, asked_to_stop: threading.Event) -> Iterator[Batch]:
         train = self.config.train
         on_gpu = self.fabric.device.type == "cuda"
-        with shielded_children():
+        with starting_readers():
             batches: Iterator[Batch] = iter(
                 make_loader(self.dataset, numbers, train.workers, train.prefetch, on_gpu)
             )
@@ -365,6 +365,8 @@ class _Run:
             f"{self.fabric.world_size} × {self.fabric.device.type}, {precision}, "
             f"{torch.get_num_threads()} CPU threads"
         )
+        if note := too_many_readers(config.train.workers):
+            say(note)
         if set(training) & set(validation):
             say(
                 f"validation uses the training cases: {len(self.case_ids)} cases are too few to hold some "

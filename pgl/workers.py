@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 from pgl.orphans import end_with
+from pgl.safe_path import FORBIDDEN
 
 LONGEST_LAST_WORDS = 300
 _BEGUN = "begun"  # what a process says before it calls the function, and its time begins
@@ -138,6 +139,7 @@ class _Worker:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         environment = {
             **os.environ,
+            **FORBIDDEN,
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
             "BLOSC_NTHREADS": "1",  # it overrides the cache's own setting, which makes its files reproducible

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import signal
 import threading
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 
 from pgl.child_runs import signal_running
 from pgl.worker_signals import handled_by
+from pgl.workers import usable_cores
 
 # How long a signal or the end of the time may go unnoticed.
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -129,7 +129,7 @@ def _end(running: dict[str, Job], ended: queue.SimpleQueue[tuple[str, int]]) -> 
 
 def cores_each(at_once: int) -> int:
     """The share of the machine's cores that one of so many runs has, at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) // at_once)
+    return max(1, usable_cores() // at_once)
 
 
 def _next(waiting: Sequence[Job], done: set[str]) -> Job | None:

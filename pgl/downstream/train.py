@@ -56,9 +56,9 @@ from pgl.kept_memory import keep_freed_memory
 from pgl.lock import only_writer, reading
 from pgl.manifest import sha256_of
 from pgl.networks import seeded_module
+from pgl.readers import starting_readers, too_many_readers
 from pgl.record import RunRecord, write_settings
 from pgl.watch import finish_the_step_on_signal
-from pgl.worker_signals import shielded_children
 
 RESULTS_FORMAT = "pgl-finetune-results"
 
@@ -172,7 +172,7 @@ class _Run:
         self.network.train()
         losses: list[torch.Tensor] = []
         began = clock = time.perf_counter()
-        with shielded_children():
+        with starting_readers():
             batches = iter(make_loader(dataset, self.step, train.steps, train.batch_size, train.workers))
         for patches in batches:
             losses.append(self._training_step(patches.to(self.fabric.device)))
@@ -262,4 +262,6 @@ class _Run:
             f"{len(split.training)} training, {len(split.test)} test and {len(split.unused)} unused cases of "
             f"{config.data}; classes {', '.join(self.cache.task.names)}; {self.fabric.device.type}"
         )
+        if note := too_many_readers(config.train.workers):
+            say(note)
         say_loaded(self.record.say, self.folder, config, export, loaded, self.cache.images.spacing_mm)
