@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +18,7 @@ from pgl.config import PretrainConfig
 from pgl.contexts import split_cases
 from pgl.methods import build_method
 from pgl.run_facts import RunFacts, number, read_run
+from pgl.table_text import csv_text, markdown_table
 from pgl.validation import Validation
 
 TABLE = "ablation"
@@ -53,11 +52,7 @@ def write_tables(
 
     folder = Path(config.output)
     rows = [row_of(key[1], run, read_run(run.output), config, dice.get(key)) for key, run in runs.items()]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / f"{TABLE}.csv", text.getvalue())
+    write_text(folder / f"{TABLE}.csv", csv_text(list(rows[0]), rows))
     means = means_of(rows)
     write_json(folder / f"{TABLE}.json", {"runs": rows, "combinations": means})
     write_text(folder / f"{TABLE}.md", markdown(means))
@@ -164,8 +159,6 @@ def table_rows(means: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 def markdown(means: Sequence[dict[str, Any]]) -> str:
     """The table, with what it shows."""
-    lines = [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
-    lines += [f"| {' | '.join(row)} |" for row in table_rows(means)]
     seeds = means[0]["seeds"]
     over = (
         f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed, so without a deviation"
@@ -178,7 +171,8 @@ def markdown(means: Sequence[dict[str, Any]]) -> str:
         )
     )
     return (
-        "\n".join(lines) + "\n\nMatching accuracy (untrained, last and best step) of the features that a row "
+        markdown_table(HEADINGS, table_rows(means))
+        + "\nMatching accuracy (untrained, last and best step) of the features that a row "
         "compares, measured with the true geometry whatever the aligner knew; *encoder*: of the encoder's "
         f"features that the first rows compare, in all rows; {over}. Dice: {dice}.\n"
     )

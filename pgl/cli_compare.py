@@ -141,6 +141,7 @@ def compare(comparison: Comparison) -> int:
     from rich.table import Table
     from rich.text import Text
 
+    from pgl.comparison.classes import CLASSES
     from pgl.comparison.page import REPORT, TABLE
     from pgl.comparison.runs import ComparisonStopped
     from pgl.comparison.runs import compare as run_all
@@ -156,7 +157,7 @@ def compare(comparison: Comparison) -> int:
         table.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(table)
     folder = comparison.folder
-    say(f"{folder / TABLE}.csv, .json, .md, .png and {folder / REPORT}")
+    say(f"{folder / TABLE}.csv, .json, .md, .png, {folder / CLASSES} and {folder / REPORT}")
     return 0
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import time
 from importlib import resources
 from typing import Any
@@ -13,31 +11,39 @@ import jinja2
 
 import pgl
 from pgl.atomic import write_json, write_text
+from pgl.comparison.classes import (
+    CLASSES,
+    COLUMNS,
+    NOTE,
+    TITLE,
+    class_headings,
+    class_rows,
+    class_table,
+)
 from pgl.comparison.config import Comparison
 from pgl.comparison.plot import draw
-from pgl.comparison.tables import HEADINGS, Done, markdown, notes, rows_of, summarise, table_rows
+from pgl.comparison.tables import HEADINGS, Done, notes, rows_of, summarise, table_rows
 from pgl.config import to_plain as plain_pretraining
 from pgl.downstream.config import to_plain as plain_finetuning
 from pgl.run_facts import flat
 from pgl.run_words import shown_value
+from pgl.table_text import csv_text, markdown_table
 
 TABLE, REPORT = "compare", "report.html"
 _SET_BY_COMPARE = {"data", "output", "resume", "seed", "weights", "fraction"}
 
 
 def write_results(comparison: Comparison, done: Done) -> dict[str, Any]:
-    """Write compare.csv, .json, .md and .png and report.html of the fine-tunings that are done.
+    """Write compare.csv, .json, .md and .png, classes.csv and report.html of the fine-tunings that are done.
 
     Returns:
         The content of compare.json.
     """
     folder = comparison.folder
     rows, entries = rows_of(done), summarise(comparison, done)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / f"{TABLE}.csv", text.getvalue())
+    write_text(folder / f"{TABLE}.csv", csv_text(list(rows[0]), rows))
+    classes = class_rows(done)
+    write_text(folder / CLASSES, csv_text(COLUMNS, classes))
     content = {
         "format": "pgl-comparison",
         "version": 1,
@@ -47,12 +53,20 @@ def write_results(comparison: Comparison, done: Done) -> dict[str, Any]:
         "test_cases": done[0][1]["test"],
         "runs": rows,
         "table": entries,
+        "classes": classes,
     }
     write_json(folder / f"{TABLE}.json", content)
-    write_text(folder / f"{TABLE}.md", markdown(comparison, done, entries))
+    write_text(folder / f"{TABLE}.md", _markdown(comparison, done, entries))
     draw(entries, comparison.settings.initialisations, folder / f"{TABLE}.png")
     write_text(folder / REPORT, _page(comparison, done, entries))
     return content
+
+
+def _markdown(comparison: Comparison, done: Done, entries: list[dict[str, Any]]) -> str:
+    told = "".join(f"- {note}\n" for note in notes(comparison, done))
+    by_class = markdown_table(class_headings(comparison), class_table(comparison, done))
+    table = markdown_table(HEADINGS, table_rows(entries))
+    return f"{table}\n{told}\n## {TITLE}\n\n{by_class}\n- {NOTE}\n"
 
 
 def _page(comparison: Comparison, done: Done, entries: list[dict[str, Any]]) -> str:
@@ -80,6 +94,10 @@ def _page(comparison: Comparison, done: Done, entries: list[dict[str, Any]]) -> 
         table=table_rows(entries),
         notes=notes(comparison, done),
         plot=plot,
+        class_headings=class_headings(comparison),
+        class_table=class_table(comparison, done),
+        class_title=TITLE,
+        class_note=NOTE,
         runs=[{key: shown_value(value) for key, value in row.items()} for row in rows_of(done)],
         settings={
             title: {k: shown_value(v) for k, v in flat(plain).items() if k not in _SET_BY_COMPARE}

@@ -7,8 +7,9 @@ The output folder, DIR/::
     encoders/pgl-seed0.pt       what ``pgl export`` made of their last step
     finetuned/pgl-fraction0.1-seed0/    runs of ``pgl finetune`` (with tasks: liver-pgl-fraction0.1-seed0)
     compare.csv                 one line a fine-tuning
-    compare.json                the same, and the table with its intervals
-    compare.md                  the table for people
+    classes.csv                 one line a fine-tuning and class
+    compare.json                both, and the table with its intervals
+    compare.md                  the tables for people
     compare.png                 Dice over the number of labelled cases
     report.html                 all of it on one page
 
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pgl.child_runs import is_pretrained, pretrain_in_child, remove_run, run_pgl, write_child_settings
+from pgl.comparison.classes import OF_CLASS
 from pgl.comparison.config import Comparison, Tuning
 from pgl.comparison.page import write_results
 from pgl.comparison.side_by_side import INTERRUPTED, Job, cores_each, run_side_by_side
@@ -273,8 +275,9 @@ def _results(run: FinetuneConfig) -> dict[str, Any]:
         results = json.loads(path.read_text("utf-8"))
         good = results["format"] == RESULTS_FORMAT and results["steps"] == run.train.steps
         weights = results["weights_sha256"]
-        assert isinstance(results["mean"]["classes"], dict) and isinstance(results["cases"], list)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        assert isinstance(results["cases"], list)
+        assert all(set(own) >= OF_CLASS for own in results["mean"]["classes"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(
             f"{path} cannot be read ({error!r}): delete {path.parent} and compare again"
         ) from error

@@ -134,8 +134,8 @@ def table_rows(entries: Sequence[dict[str, Any]]) -> list[list[str]]:
             f"{entry['fraction']:g}",
             str(entry["training_cases"]),
             entry["initialisation"],
-            _points(entry["dice"])
-            + (f" ± {_points(entry['deviation'])}" if entry["deviation"] is not None else ""),
+            points(entry["dice"])
+            + (f" ± {points(entry['deviation'])}" if entry["deviation"] is not None else ""),
             _difference(entry["over"].get("random")),
             _difference(entry["over"].get("byol")),
         ]
@@ -143,7 +143,8 @@ def table_rows(entries: Sequence[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
-def _points(value: float) -> str:
+def points(value: float) -> str:
+    """A Dice in points, as text."""
     return f"{100 * value:.2f}"
 
 
@@ -185,10 +186,3 @@ def notes(comparison: Comparison, done: Done) -> list[str]:
             f"Not finished: {lacking} of {len(comparison.tunings)} fine-tunings are still to be done."
         )
     return told
-
-
-def markdown(comparison: Comparison, done: Done, entries: Sequence[dict[str, Any]]) -> str:
-    """The table, with what it shows."""
-    lines = [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
-    lines += [f"| {' | '.join(row)} |" for row in table_rows(entries)]
-    return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes(comparison, done)) + "\n"

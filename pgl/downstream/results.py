@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +15,7 @@ from rich.text import Text
 from pgl.atomic import write_text
 from pgl.downstream.metrics import Score
 from pgl.printing import printable
+from pgl.table_text import csv_text
 
 COLUMNS = ("subject", "class", "dice", "hd95_mm", "voxels_true", "voxels_predicted")
 
@@ -55,12 +54,8 @@ def plain_scores(scores: Sequence[Score]) -> list[dict[str, Any]]:
 
 def write_csv(path: str | os.PathLike[str], scores: Sequence[Score]) -> Path:
     """One line a case and class; an empty field where there is no value."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in plain_scores(scores):
-        writer.writerow({key: "" if row[key] is None else row[key] for key in COLUMNS})
-    write_text(path, text.getvalue())
+    rows = [{key: row[key] for key in COLUMNS} for row in plain_scores(scores)]
+    write_text(path, csv_text(COLUMNS, rows))
     return Path(path)
 
 

@@ -17,6 +17,7 @@ from pgl.cache import CacheWriter, VolumeCache
 from pgl.checkpoint import INITIAL, checkpoint_path, load_checkpoint
 from pgl.cli import main
 from pgl.comparison import runs as module
+from pgl.comparison.classes import COLUMNS
 from pgl.comparison.config import CompareSettings, Comparison
 from pgl.comparison.page import REPORT, write_results
 from pgl.comparison.runs import ComparisonStopped, compare
@@ -269,7 +270,28 @@ def test_a_comparison_tabulates_what_its_runs_scored_and_does_nothing_twice(data
         assert row[4] in titles
     assert "Not finished" not in page and "Only 2 seeds" in page and "://" not in page
     assert (folder / "compare.png").stat().st_size > 10_000
-    assert (folder / "compare.md").read_text("utf-8").count("| pgl |") == 3
+    text = (folder / "compare.md").read_text("utf-8")
+    assert text.count("| pgl |") == 3 + 1  # the last in the headings of the classes
+
+    # Of each class: what a run's own file of scores gives.
+    with (folder / "classes.csv").open(encoding="utf-8", newline="") as file:
+        classes = list(csv.DictReader(file))
+    assert len(classes) == sum(8 * len(names) for names in TASKS.values())
+    of: dict[tuple[str, str, str], list[float]] = {}
+    for row in classes:
+        with (folder / "finetuned" / row["run"] / "results.csv").open(encoding="utf-8", newline="") as file:
+            own = [score for score in csv.DictReader(file) if score["class"] == row["class"]]
+        dice = [float(score["dice"]) for score in own if score["dice"]]
+        assert float(row["dice"]) == pytest.approx(np.mean(dice)) and int(row["cases"]) == len(dice)
+        gone = [s for s in own if int(s["voxels_true"]) and not int(s["voxels_predicted"])]
+        assert int(row["missed"]) == len(gone)
+        of.setdefault((row["task"], row["class"], row["initialisation"]), []).append(float(row["dice"]))
+    for (task, name, start), dice in of.items():
+        cell = f"{100 * np.mean(dice):.2f} ± {100 * np.std(dice, ddof=1):.2f}"
+        (line,) = (line for line in text.splitlines() if line.startswith(f"| {task} | 1 | {name} |"))
+        row = line.removeprefix("| ").removesuffix(" |").split(" | ")
+        assert row[3 + runs.settings.initialisations.index(start)] == cell
+        assert "\n".join(row) in "\n".join(titles)  # the same cells in a row of the page
 
     started.clear()
     again = compare(comparison(data, folder, fractions=(1.0,), tasks=TASKS), silently)
@@ -334,6 +356,26 @@ def test_results_of_other_weights_are_not_taken_for_those_of_these(data, tmp_pat
         compare(runs, silently)
 
 
+@pytest.mark.parametrize("spoil", [
+    lambda results: results.pop("cases"),
+    lambda results: results["mean"].update(classes=[]),
+    lambda results: results["mean"].update(classes={"bright": None}),
+    lambda results: results["mean"]["classes"].update(bright={"dice": 0.5}),
+    lambda results: results.clear(),
+], ids=["no cases", "a list of classes", "a class without scores", "scores lacking", "nothing"])  # fmt: skip
+def test_spoilt_results_are_named_with_what_to_do(data, tmp_path, started, spoil):
+    runs = comparison(data, tmp_path / "c", fractions=(1.0,), seeds=(0,), initialisations=("random",))
+    compare(runs, silently)
+    file = tmp_path / "c/finetuned/random-fraction1-seed0/results.json"
+    results = json.loads(file.read_text("utf-8"))
+    spoil(results)
+    file.write_text(json.dumps(results), "utf-8")
+    with pytest.raises(
+        ValueError, match=r"results\.json cannot be read .*: delete .*random-fraction1-seed0 "
+    ):
+        compare(runs, silently)
+
+
 def test_a_ceiling_is_tuned_from_random_with_the_first_seed_alone(data, tmp_path, started):
     few = {"fractions": (0.4,), "initialisations": ("random", "byol"), "pretrain_once": True}
     runs = comparison(data, tmp_path / "c", ceiling_fractions=(1.0,), **few)
@@ -386,7 +428,9 @@ def test_wrong_words_are_one_line_and_code_2(tmp_path, capsys, words, message):
 def test_tables_of_part_of_the_runs_name_what_is_there(data, tmp_path):
     runs = comparison(data, tmp_path / "c", fractions=(1.0,), seeds=(0, 1))
     made_up = {"test": ["p1"], "classes": ["x"], "training": ["p2", "p3"], "steps": 2, "weights_sha256": None,
-               "mean": {"dice": 0.5, "hd95_mm": None, "classes": {}},
+               "mean": {"dice": 0.5, "hd95_mm": None, "classes": {
+                   "x": {"dice": 0.5, "hd95_mm": None, "cases": 1, "missed": 0},
+                   "a|b\nc\x1b": {"dice": None, "hd95_mm": None, "cases": 0, "missed": 0}}},
                "cases": [{"subject": "p1", "class": "x", "dice": 0.5}]}  # fmt: skip
     done = [(t, made_up) for t in runs.tunings if t.initialisation != "byol" and t.seed == 0]
     entries = write_results(runs, done)["table"]
@@ -394,6 +438,12 @@ def test_tables_of_part_of_the_runs_name_what_is_there(data, tmp_path):
     assert entries[0]["over"] == {}
     assert entries[2]["over"]["random"] == {"mean": 0.0, "low": None, "high": None, "wins": 0, "seeds": 1}
     assert table_rows(entries)[2] == ["–", "1", "2", "pgl", "50.00", "+0.00, 0 of 1 seeds", "–"]
+    text = (tmp_path / "c" / "compare.md").read_text("utf-8")
+    assert "| – | 1 | x | 50.00 | 50.00 | – | 50.00 |\n| – | 1 | a\\|b\\nc\\x1b | – | – | – | – |\n" in text
+    with (tmp_path / "c" / "classes.csv").open(encoding="utf-8", newline="") as file:
+        classes = list(csv.DictReader(file))
+    cells = ["random-fraction1-seed0", "", "random", "1.0", "0", "a|b\nc\x1b", "", "", "0", "0"]
+    assert classes[1] == dict(zip(COLUMNS, cells, strict=True))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
