@@ -10,8 +10,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_NAME = "PYTHONSAFEPATH"
 # What forbids it, in the environment of a process.
-FORBIDDEN = {"PYTHONSAFEPATH": "1"}
+FORBIDDEN = {_NAME: "1"}
 
 
 def environment() -> dict[str, str]:
@@ -23,16 +24,14 @@ def environment() -> dict[str, str]:
 @contextmanager
 def safe_path() -> Iterator[None]:
     """For processes of multiprocessing started inside, which are told where this one looks for modules."""
-    before = {name: os.environ.get(name) for name in FORBIDDEN}
+    before = os.environ.get(_NAME)
     os.environ.update(FORBIDDEN)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        del os.environ[_NAME]
+        if before is not None:
+            os.environ[_NAME] = before
 
 
 def _is_here() -> bool:

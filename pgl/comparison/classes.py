@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from pgl.comparison.config import Comparison
-from pgl.comparison.tables import Done, points
+from pgl.comparison.tables import Done, place_of, points
 
 CLASSES = "classes.csv"
-COLUMNS = (
-    "run", "task", "initialisation", "fraction", "seed", "class", "dice", "hd95_mm", "cases", "missed",
-)  # fmt: skip
-OF_CLASS = frozenset(COLUMNS[6:])  # what results.json has of each
+OF_CLASS = ("dice", "hd95_mm", "cases", "missed")  # what results.json has of each
+COLUMNS = ("run", "task", "initialisation", "fraction", "seed", "class", *OF_CLASS)
 TITLE = "Dice of each class"
 NOTE = (
     "Dice in points: the mean over test cases, then over the seeds that are done and have one, with their "
@@ -27,11 +25,7 @@ def class_rows(done: Done) -> list[dict[str, Any]]:
     of them that have the class while the prediction has not."""
     return [
         {
-            "run": Path(tuning.config.output).name,
-            "task": tuning.task,
-            "initialisation": tuning.initialisation,
-            "fraction": tuning.fraction,
-            "seed": tuning.seed,
+            **place_of(tuning),
             "class": name,
             **{key: own[key] for key in OF_CLASS},
         }
@@ -45,12 +39,17 @@ def class_headings(comparison: Comparison) -> list[str]:
     return ["task", "label fraction", "class", *comparison.settings.initialisations]
 
 
-def class_table(comparison: Comparison, done: Done) -> list[list[str]]:
+def class_table(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """A row for each task, fraction and class, in the order of the other table, with a column for each
-    initialisation, in Dice points."""
+    initialisation, in Dice points.
+
+    Args:
+        comparison: whose fine-tunings they are.
+        rows: of :func:`class_rows`.
+    """
     scores: dict[tuple[str, float, str, str], list[float]] = {}
     classes: dict[tuple[str, float], dict[str, None]] = {}
-    for row in class_rows(done):
+    for row in rows:
         place = row["task"], row["fraction"]
         classes.setdefault(place, {})[row["class"]] = None
         if row["dice"] is not None:
@@ -72,5 +71,4 @@ def class_table(comparison: Comparison, done: Done) -> list[list[str]]:
 def _mean(dice: list[float]) -> str:
     if not dice:
         return "–"
-    deviation = f" ± {points(statistics.stdev(dice))}" if len(dice) > 1 else ""
-    return points(statistics.mean(dice)) + deviation
+    return points(statistics.mean(dice), statistics.stdev(dice) if len(dice) > 1 else None)

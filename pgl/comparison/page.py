@@ -56,21 +56,26 @@ def write_results(comparison: Comparison, done: Done) -> dict[str, Any]:
         "classes": classes,
     }
     write_json(folder / f"{TABLE}.json", content)
-    write_text(folder / f"{TABLE}.md", _markdown(comparison, done, entries))
+    by_class = class_table(comparison, classes)
+    write_text(folder / f"{TABLE}.md", _markdown(comparison, done, entries, by_class))
     draw(entries, comparison.settings.initialisations, folder / f"{TABLE}.png")
-    write_text(folder / REPORT, _page(comparison, done, entries))
+    write_text(folder / REPORT, _page(comparison, done, entries, by_class))
     return content
 
 
-def _markdown(comparison: Comparison, done: Done, entries: list[dict[str, Any]]) -> str:
+def _markdown(
+    comparison: Comparison, done: Done, entries: list[dict[str, Any]], by_class: list[list[str]]
+) -> str:
     told = "".join(f"- {note}\n" for note in notes(comparison, done))
-    by_class = markdown_table(class_headings(comparison), class_table(comparison, done))
     table = markdown_table(HEADINGS, table_rows(entries))
-    return f"{table}\n{told}\n## {TITLE}\n\n{by_class}\n- {NOTE}\n"
+    second = markdown_table(class_headings(comparison), by_class)
+    return f"{table}\n{told}\n## {TITLE}\n\n{second}\n- {NOTE}\n"
 
 
-def _page(comparison: Comparison, done: Done, entries: list[dict[str, Any]]) -> str:
-    settings = comparison.settings
+def _page(
+    comparison: Comparison, done: Done, entries: list[dict[str, Any]], by_class: list[list[str]]
+) -> str:
+    settings, runs = comparison.settings, rows_of(done)
     plot = base64.b64encode((comparison.folder / f"{TABLE}.png").read_bytes()).decode("ascii")
     pretrain = next(iter(comparison.pretrainings.values()), None)
     shown: dict[str, dict[str, Any]] = {"Fine-tuning": plain_finetuning(comparison.tunings[0].config)}
@@ -95,10 +100,11 @@ def _page(comparison: Comparison, done: Done, entries: list[dict[str, Any]]) -> 
         notes=notes(comparison, done),
         plot=plot,
         class_headings=class_headings(comparison),
-        class_table=class_table(comparison, done),
+        class_table=by_class,
         class_title=TITLE,
         class_note=NOTE,
-        runs=[{key: shown_value(value) for key, value in row.items()} for row in rows_of(done)],
+        run_headings=list(runs[0]),
+        runs=[[shown_value(value) for value in row.values()] for row in runs],
         settings={
             title: {k: shown_value(v) for k, v in flat(plain).items() if k not in _SET_BY_COMPARE}
             for title, plain in shown.items()

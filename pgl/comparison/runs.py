@@ -276,7 +276,7 @@ def _results(run: FinetuneConfig) -> dict[str, Any]:
         good = results["format"] == RESULTS_FORMAT and results["steps"] == run.train.steps
         weights = results["weights_sha256"]
         assert isinstance(results["cases"], list)
-        assert all(set(own) >= OF_CLASS for own in results["mean"]["classes"].values())
+        assert all(set(own) >= set(OF_CLASS) for own in results["mean"]["classes"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(
             f"{path} cannot be read ({error!r}): delete {path.parent} and compare again"

@@ -19,15 +19,22 @@ BASES = ("random", "byol")
 HEADINGS = ("task", "label fraction", "labelled cases", "start", "Dice", "over random", "over BYOL")
 
 
+def place_of(tuning: Tuning) -> dict[str, Any]:
+    """Which fine-tuning a row is of: the first columns of every CSV."""
+    return {
+        "run": Path(tuning.config.output).name,
+        "task": tuning.task,
+        "initialisation": tuning.initialisation,
+        "fraction": tuning.fraction,
+        "seed": tuning.seed,
+    }
+
+
 def rows_of(done: Done) -> list[dict[str, Any]]:
     """One row a fine-tuning, for the CSV."""
     return [
         {
-            "run": Path(tuning.config.output).name,
-            "task": tuning.task,
-            "initialisation": tuning.initialisation,
-            "fraction": tuning.fraction,
-            "seed": tuning.seed,
+            **place_of(tuning),
             "training_cases": len(results["training"]),
             "test_cases": len(results["test"]),
             "steps": results["steps"],
@@ -134,8 +141,7 @@ def table_rows(entries: Sequence[dict[str, Any]]) -> list[list[str]]:
             f"{entry['fraction']:g}",
             str(entry["training_cases"]),
             entry["initialisation"],
-            points(entry["dice"])
-            + (f" ± {points(entry['deviation'])}" if entry["deviation"] is not None else ""),
+            points(entry["dice"], entry["deviation"]),
             _difference(entry["over"].get("random")),
             _difference(entry["over"].get("byol")),
         ]
@@ -143,9 +149,9 @@ def table_rows(entries: Sequence[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
-def points(value: float) -> str:
-    """A Dice in points, as text."""
-    return f"{100 * value:.2f}"
+def points(dice: float, deviation: float | None) -> str:
+    """A Dice in points, with its standard deviation where there is one, as text."""
+    return f"{100 * dice:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
 def _difference(over: dict[str, Any] | None) -> str:

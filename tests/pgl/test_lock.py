@@ -112,7 +112,6 @@ while done < 40:
 
 
 def test_a_file_system_without_locks_is_told_and_does_not_stop_the_run(tmp_path, monkeypatch, capsys):
-    import errno
     import fcntl
 
     def no_locks(*_: object) -> None:
