@@ -1,4 +1,4 @@
-"""``pgl compare``: alike runs from every start, test cases that nobody pretrained on, and honest tables."""
+"""``pgl compare``: alike runs from every start, and honest tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from pgl.cache import CacheWriter, VolumeCache
 from pgl.checkpoint import INITIAL, checkpoint_path, load_checkpoint
 from pgl.cli import main
 from pgl.comparison import runs as module
@@ -22,18 +21,15 @@ from pgl.comparison.config import CompareSettings, Comparison
 from pgl.comparison.page import REPORT, write_results
 from pgl.comparison.runs import ComparisonStopped, compare
 from pgl.comparison.tables import MEAN, table_rows
-from pgl.comparison.unseen import write_unseen
 from pgl.config import GENESIS_INTENSITY, IntensitySettings, to_plain
-from pgl.downstream.config import SplitSettings
 from pgl.downstream.config import to_plain as plain_finetuning
 from pgl.downstream.setup import check_patch
-from pgl.downstream.splits import split_cases
 from pgl.export import read_export
 from pgl.networks import describe
 
 from .comparisons import comparison, run_here, silently
-from .labelled_data import labelled_cache, small_finetune, tissue
-from .training_data import make_cache, small_config
+from .labelled_data import labelled_cache, small_finetune
+from .training_data import small_config
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "compare").glob("*.yaml"))
 TASKS = {"light": {"bright": ["bright"]}, "both": {"blocks": ["bright", "dark"]}}
@@ -155,63 +151,6 @@ def test_what_is_doubted_is_said_and_done_all_the_same(data, tmp_path, started):
     for starts in (("random",), ("random", "genesis", "byol")):
         other = replace(runs.settings, initialisations=starts)
         assert Comparison(other, runs._pretrain, tuning).doubts == []
-
-
-# --- test cases are never seen ---
-
-
-def test_no_test_case_is_pretrained_on(data, tmp_path):
-    split = SplitSettings()
-    kept, left_out = write_unseen(data, None, tmp_path / "unseen", split)
-    test = split_cases([f"p{n}" for n in range(8)], split, 1.0, 0).test
-    assert left_out == sorted(f"{name}-id" for name in test) and len(kept) == 8 - len(test)
-    there, source = VolumeCache(tmp_path / "unseen"), VolumeCache(data)
-    assert [case.case_id for case in there.cases] == kept
-    for index, case in enumerate(there.cases):
-        number = [c.case_id for c in source.cases].index(case.case_id)
-        assert np.array_equal(there.read_volume(index), source.read_volume(number))
-
-
-def test_test_cases_are_found_in_another_cache_by_their_voxels_or_their_file(data, tmp_path):
-    split = SplitSettings(test_subjects=["p1", "p2", "p3"])
-    writer = CacheWriter(tmp_path / "data", (3.0, 1.0, 1.0))
-    for n in range(5):
-        writer.add(f"p{n}-id", tissue(n)[0], original={"content_sha256": f"file{n}"})
-    labelled = labelled_cache_from(writer, tmp_path / "data")
-    other = CacheWriter(tmp_path / "more", (3.0, 1.0, 1.0))
-    other.add("renamed", tissue(1)[0])
-    # Prepared otherwise, from the same file.
-    other.add("resampled", tissue(2)[0][:8].copy(), original={"content_sha256": "file2"})
-    other.add("p3-id", tissue(30)[0])
-    other.add("training", tissue(4)[0])
-    other.finish()
-    kept, left_out = write_unseen(labelled, tmp_path / "more", tmp_path / "unseen", split)
-    assert (kept, left_out) == (["p3-id", "training"], ["renamed", "resampled"])
-    # Again, with other cases to leave out.
-    kept, _ = write_unseen(
-        labelled, tmp_path / "more", tmp_path / "unseen", SplitSettings(test_subjects=["p4"])
-    )
-    assert kept == ["p3-id", "renamed", "resampled"]
-    assert [c.case_id for c in VolumeCache(tmp_path / "unseen").cases] == kept
-
-
-def labelled_cache_from(writer: CacheWriter, path: Path) -> Path:
-    from pgl.labels.store import write_label
-
-    for n, record in enumerate(writer.finish()):
-        write_label(path, record, tissue(n)[1], f"p{n}", {1: "bright", 2: "dark"}, "", "")
-    writer.finish()
-    return path
-
-
-def test_a_cache_without_labels_or_without_anything_else_is_refused(data, tmp_path):
-    with pytest.raises(ValueError, match="holds no labels: run pgl prepare with --labels"):
-        write_unseen(make_cache(tmp_path / "bare"), None, tmp_path / "unseen", SplitSettings())
-    writer = CacheWriter(tmp_path / "one", (3.0, 1.0, 1.0))
-    writer.add("same", tissue(1)[0])
-    writer.finish()
-    with pytest.raises(ValueError, match="holds test cases alone"):
-        write_unseen(data, tmp_path / "one", tmp_path / "unseen", SplitSettings(test_subjects=["p1"]))
 
 
 # --- the whole thing ---
