@@ -32,12 +32,25 @@ void check_argument(bool holds, const Parts&... parts) {
   throw std::invalid_argument(message.str());
 }
 
-inline std::string shape_text(const Tensor& tensor) {
-  std::ostringstream text;
-  text << "Tensor[";
-  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
-  text << "]";
-  return text.str();
+// A tensor's shape and device, put in words only where a message is written: a call makes a dozen checks.
+struct ShapeText {
+  const Tensor& tensor;
+};
+struct DeviceText {
+  const Tensor& tensor;
+};
+inline ShapeText shape_text(const Tensor& tensor) { return {tensor}; }
+inline DeviceText device_text(const Tensor& tensor) { return {tensor}; }
+
+inline std::ostream& operator<<(std::ostream& out, const ShapeText& shape) {
+  out << "Tensor[";
+  for (int64_t i = 0; i < shape.tensor.dim(); ++i) out << (i ? ", " : "") << shape.tensor.size(i);
+  return out << "]";
+}
+
+inline std::ostream& operator<<(std::ostream& out, const DeviceText& device) {
+  if (device.tensor.is_cpu()) return out << "cpu";
+  return out << (device.tensor.is_cuda() ? "cuda:" : "device ") << device.tensor.get_device_index();
 }
 
 inline bool is_float_type(ScalarType type) {
@@ -74,11 +87,6 @@ inline const char* dtype_name(ScalarType type) {
     default:
       return "another dtype";
   }
-}
-
-inline std::string device_text(const Tensor& tensor) {
-  if (tensor.is_cpu()) return "cpu";
-  return (tensor.is_cuda() ? "cuda:" : "device ") + std::to_string(tensor.get_device_index());
 }
 
 inline void check_same_device(const char* name, const Tensor& tensor, const Tensor& like) {
