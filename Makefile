@@ -1,7 +1,7 @@
 # make demo   set everything up and run the main job on synthetic CT
 # make test   set everything up and run all tests
-# make lint, make format, make bench, make sanitize, make fuzz, make fuzz-files, make soak, make test-installs,
-# make test-nnunet, make gpu-check, make clean
+# make lint, make format, make bench, make sanitize, make test-avx512, make fuzz, make fuzz-files, make soak,
+# make test-installs, make test-nnunet, make gpu-check, make clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ DEMO ?= demo
 # Threads that native builds may use.
 export MAX_JOBS ?= $(shell nproc)
 
-.PHONY: demo host-cuda test test-ops test-nnunet test-installs install lint format bench gpu-check sanitize fuzz fuzz-files soak clean
+.PHONY: demo host-cuda test test-ops test-avx512 test-nnunet test-installs install lint format bench gpu-check sanitize fuzz fuzz-files soak clean
 
 # Build tools come first: the package is built against the torch in the environment, not in an isolated one.
 $(BIN)/python:
@@ -74,6 +74,10 @@ gpu-check:
 # The op tests on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: install
 	bash tests/sanitize.sh $(BIN)/python
+
+# The op tests on the AVX-512 kernels, in plain loops where the processor has no AVX-512.
+test-avx512: install
+	bash tests/avx512.sh $(BIN)/python
 
 # The fuzzer under the sanitizers, on every set of kernels; a new seed each time.
 fuzz: install

@@ -22,7 +22,7 @@ void run_fused(const Kernels& kernels, const Args& args, const Tensor& predictio
                const RoiGeometry& geometry, const std::vector<Roi>& rois) {
   using A = Accumulate<T>;
   const bool channels_last = is_channels_last(features);
-  const TapTables<A> tables(geometry, rois, false, channels_last);
+  const TapTables<A> tables(geometry, rois, false, channels_last, cpu_kernels<T>().by_lanes);
   const int64_t channels = features.size(1), planes = prediction.size(2), width = prediction.size(4);
   const int64_t at_once = channels_last ? channels : std::min(kChannelsAtOnce, channels);
   const int64_t fitting = channels_last ? kTargetBytes / static_cast<int64_t>(sizeof(A)) / (width * channels)

@@ -24,35 +24,40 @@ inline void write_voxel(const CosineForward<T>& args, int64_t sample, int64_t vo
   }
 }
 
-// Sums over channels that lie side by side.
+// Sums over channels that lie side by side, several registers of each sum in turn: an addition takes longer
+// than its loads.
 template <typename T, typename Z>
-inline CosineSums<Accumulate<T>> sum_channels_plain(const T* __restrict p, const Z* __restrict z,
-                                                    int64_t channels) {
+inline CosineSums<Accumulate<T>> sum_channels_plain(const T* p, const Z* z, int64_t channels) {
   using A = Accumulate<T>;
-  A dot[kLanes] = {}, pp[kLanes] = {}, zz[kLanes] = {};
+  constexpr int lanes = kRegister<A>, n = 4;
+  using Sums = Vector<A, lanes>;
+  Sums dot[n], pp[n], zz[n];
+  for_constants<n>([&](auto i) PGL_OPS_INLINE_LAMBDA { dot[i] = pp[i] = zz[i] = Sums{}; });
   int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) {
-    for (int64_t i = 0; i < kLanes; ++i) {
-      const A x = widen(p[c + i]), y = widen(z[c + i]);
-      dot[i] += x * y;
-      pp[i] += x * x;
-      zz[i] += y * y;
-    }
-  }
-  for (int64_t i = 0; c < channels; ++c, ++i) {
-    const A x = widen(p[c]), y = widen(z[c]);
+  const auto add = [&](auto i) PGL_OPS_INLINE_LAMBDA {
+    const Sums x = load<lanes>(p + c + i * lanes), y = load<lanes>(z + c + i * lanes);
     dot[i] += x * y;
     pp[i] += x * x;
     zz[i] += y * y;
+  };
+  for (; c + n * lanes <= channels; c += n * lanes) for_constants<n>(add);
+  for (; c + lanes <= channels; c += lanes) add(std::integral_constant<int, 0>{});
+  CosineSums<A> sums{0, 0, 0};
+  for (; c < channels; ++c) {
+    const A x = widen(p[c]), y = widen(z[c]);
+    sums.dot += x * y;
+    sums.square_p += x * x;
+    sums.square_z += y * y;
   }
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) {
-      dot[i] += dot[i + half];
-      pp[i] += pp[i + half];
-      zz[i] += zz[i + half];
+  const auto total = [](const Sums(&sum)[n], A rest) {
+    A lane[lanes];
+    save<lanes, A>(lane, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+    for (int half = lanes / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
     }
-  }
-  return {dot[0], pp[0], zz[0]};
+    return lane[0] + rest;
+  };
+  return {total(dot, sums.dot), total(pp, sums.square_p), total(zz, sums.square_z)};
 }
 
 #ifdef __AVX512F__

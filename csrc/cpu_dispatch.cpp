@@ -17,10 +17,14 @@ InstructionSet detect() {
   if (most != nullptr && std::strcmp(most, "baseline") == 0) return InstructionSet::baseline;
   const bool may_avx512 = most == nullptr || std::strcmp(most, "avx2") != 0;
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (may_avx512 && has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return InstructionSet::avx512;
-  }
+#ifdef PGL_OPS_EMULATED_AVX512
+  const bool has_avx512 = has_avx2;
+#else
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vl");
+#endif
+  if (may_avx512 && has_avx512) return InstructionSet::avx512;
   if (has_avx2) return InstructionSet::avx2;
 #endif
   return InstructionSet::baseline;

@@ -7,6 +7,9 @@
 
 // clang-format off: each uses those before it
 #include "cpu_vectors.inl"
+#include "cpu_avx512.inl"
+#include "cpu_rows.inl"
+#include "cpu_contract.inl"
 #include "cpu_roi_align.inl"
 #include "cpu_cosine.inl"
 // clang-format on
@@ -17,7 +20,8 @@ namespace PGL_OPS_ISA {
 template <typename T>
 const CpuKernels<T>& kernels() {
   if constexpr (sizeof(Sampled<T>) == sizeof(T)) {
-    static constexpr CpuKernels<T> table{{forward<false, T>, forward<true, T>},
+    static constexpr CpuKernels<T> table{kMasked<Accumulate<T>>,
+                                         {forward<false, T>, forward<true, T>},
                                          {backward<false, T>, backward<true, T>},
                                          cosine_forward<T>,
                                          cosine_backward<T>,
@@ -25,7 +29,8 @@ const CpuKernels<T>& kernels() {
                                          {aligned_backward<false, T>, aligned_backward<true, T>}};
     return table;
   } else {
-    static constexpr CpuKernels<T> table{{forward<false, T>, forward<true, T>}, {}, nullptr, nullptr, {}, {}};
+    static constexpr CpuKernels<T> table{
+        kMasked<Accumulate<T>>, {forward<false, T>, forward<true, T>}, {}, nullptr, nullptr, {}, {}};
     return table;
   }
 }

@@ -35,6 +35,7 @@ constexpr int32_t kLanes = 16;
 constexpr int32_t kWindow = 2 * kLanes;
 
 // The W axis of contiguous volumes once more, by lanes: 16 destinations, of one row or of several short ones.
+// Built only for kernels that take it so (`by_lanes`).
 template <typename A>
 struct LaneBlock {
   int32_t source;        // the first element that any of its taps reads
@@ -156,6 +157,8 @@ struct Range {
 template <typename T>
 struct CpuKernels {
   using A = Accumulate<T>;
+  // Whether those of contiguous volumes take the W axis by lanes.
+  bool by_lanes;
   // One RoI, some channels, some output planes. scratch: see the function of that name.
   void (*forward[2])(const RoiForward<T>&, int64_t roi, Range channels, Range planes, A* scratch);
   // One sample, some channels, some input planes.

@@ -14,9 +14,6 @@ namespace pgl_ops {
 namespace PGL_OPS_ISA {
 namespace {
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // One sample (or RoI) of a strided volume: `channels` of them from `data` on.
 template <typename T>
 struct Source {
@@ -33,29 +30,10 @@ struct Source {
   bool rows_in_one_piece() const { return side_by_side() && stride[2] == channels; }
 };
 
-// The taps of one destination as rows that lie `stride` elements apart.
-template <typename A>
-inline Rows<A> rows_of(const AxisTaps<A>& axis, int64_t t, const int32_t* at, int64_t stride) {
-  const int32_t begin = axis.begin[t];
-  return {at + begin, axis.weight + begin, axis.begin[t + 1] - begin, stride};
-}
-
-// The slots that the destinations [from, to) read.
-template <typename A>
-inline Range slots_of(const AxisTaps<A>& axis, int64_t from, int64_t to) {
-  Range slots{axis.slots, 0};
-  for (int64_t t = from; t < to; ++t) {
-    if (axis.begin[t] == axis.begin[t + 1]) continue;
-    slots.begin = smaller(slots.begin, axis.slot[axis.begin[t]]);
-    slots.end = larger(slots.end, axis.slot[axis.begin[t + 1] - 1] + 1);
-  }
-  if (slots.end < slots.begin) slots.begin = slots.end;
-  return slots;
-}
-
 // Calls visit(slot, n) for each run of slots in [from, to) whose sources follow one another.
 template <typename A, typename Visit>
 inline void for_each_run(const AxisTaps<A>& axis, int64_t from, int64_t to, Visit visit) {
+  if (from < to && axis.source[to - 1] - axis.source[from] == to - 1 - from) return visit(from, to - from);
   while (from < to) {
     int64_t n = 1;
     while (from + n < to && axis.source[from + n] == axis.source[from] + n) ++n;
@@ -75,9 +53,10 @@ inline void combine_row(Accumulate<T>* to, const T* base, const Rows<Accumulate<
       combine(to + slot * n, base + axis_w.source[slot] * n, rows, length * n);
     });
   } else if (n > 1 && source.channel_stride == 1) {
-    for (int32_t slot = 0; slot < axis_w.slots; ++slot) {
-      combine(to + slot * n, base + axis_w.source[slot] * source.stride[2], rows, n);
-    }
+    for_each_run(axis_w, 0, axis_w.slots, [&](int64_t slot, int64_t voxels) {
+      combine_alike<false>(to + slot * n, n, base + axis_w.source[slot] * source.stride[2], source.stride[2],
+                           rows, voxels, n);
+    });
   } else {
     for (int32_t slot = 0; slot < axis_w.slots; ++slot) {
       for (int64_t c = 0; c < n; ++c) {
@@ -134,68 +113,77 @@ inline int64_t plane_lead(const Source<T>& source, const PlaneRows& plane,
   return lead <= before ? lead : 0;
 }
 
-// The D stage: the rows of some slots of axis_h, summed over the planes, with `lead` elements before each.
+// The D stage: the rows of some slots of axis_h, summed over the planes, with `lead` elements before each; of
+// `n` sources that lie source.channel_stride apart, their results to_channel.
 template <typename T>
-inline void combine_planes(Accumulate<T>* to, const PlaneRows& plane, int64_t lead,
-                           const Rows<Accumulate<T>>& planes, const Source<T>& source,
+inline void combine_planes(Accumulate<T>* to, int64_t to_channel, int64_t n, const PlaneRows& plane,
+                           int64_t lead, const Rows<Accumulate<T>>& planes, const Source<T>& source,
                            const AxisTaps<Accumulate<T>>& axis_h, Range slots,
                            const AxisTaps<Accumulate<T>>& axis_w) {
-  const int64_t length = axis_w.slots * source.channels;
-  const int64_t pitch = plane.pitch;
+  const int64_t length = axis_w.slots * source.channels, pitch = plane.pitch;
+  const int64_t before = axis_w.source[0] * source.stride[2];
   if (plane.with_gaps) {
     for_each_run(axis_h, slots.begin, slots.end, [&](int64_t slot, int64_t rows) {
-      const T* base =
-          source.data + axis_h.source[slot] * source.stride[1] + axis_w.source[0] * source.stride[2];
-      combine(to + (slot - slots.begin) * pitch, base - lead, planes, (rows - 1) * pitch + lead + length);
+      const T* base = source.data + axis_h.source[slot] * source.stride[1] + before;
+      combine_alike<false>(to + (slot - slots.begin) * pitch, to_channel, base - lead, source.channel_stride,
+                           planes, n, (rows - 1) * pitch + lead + length);
     });
     return;
   }
   const bool one_piece = axis_w.source[axis_w.slots - 1] - axis_w.source[0] == axis_w.slots - 1;
-  if (one_piece && source.rows_in_one_piece()) {
-    for_each_run(axis_h, slots.begin, slots.end, [&](int64_t slot, int64_t rows) {
-      const T* base =
-          source.data + axis_h.source[slot] * source.stride[1] + axis_w.source[0] * source.stride[2];
-      combine_alike(to + (slot - slots.begin) * pitch, pitch, base, source.stride[1], planes, rows, length);
-    });
-    return;
-  }
-  for (int64_t slot = slots.begin; slot < slots.end; ++slot) {
-    combine_row(to + (slot - slots.begin) * pitch, source.data + axis_h.source[slot] * source.stride[1],
-                planes, source, axis_w);
+  for (int64_t c = 0; c < n; ++c, to += to_channel) {
+    const T* data = source.data + c * source.channel_stride;
+    if (one_piece && source.rows_in_one_piece()) {
+      for_each_run(axis_h, slots.begin, slots.end, [&](int64_t slot, int64_t rows) {
+        const T* base = data + axis_h.source[slot] * source.stride[1] + before;
+        combine_alike<false>(to + (slot - slots.begin) * pitch, pitch, base, source.stride[1], planes, rows,
+                             length);
+      });
+      continue;
+    }
+    for (int64_t slot = slots.begin; slot < slots.end; ++slot) {
+      combine_row(to + (slot - slots.begin) * pitch, data + axis_h.source[slot] * source.stride[1], planes,
+                  source, axis_w);
+    }
   }
 }
 
-// The W stage: `count` rows of `slots * channels` elements to rows of `axis_w.count * channels`.
+// Elements between which one may go to and fro: those of a first-level cache.
+template <typename A>
+constexpr int64_t kNear = 32768 / sizeof(A);
+
+// The H stage: the rows [from, from + count) of each of `n` channels, whose rows lie `pitch` elements apart;
+// `base` is where slot 0 would lie.
+template <bool add, typename A>
+inline void combine_slots(const Target<A>& to, const A* base, int64_t base_channel, int64_t n, int64_t pitch,
+                          const AxisTaps<A>& axis_h, int64_t from, int64_t count, int64_t length) {
+  if (n == 1 || n * to.channel > kNear<A>) {
+    for (int64_t c = 0; c < n; ++c) {
+      combine_each<add>(to.data + c * to.channel, to.row, base + c * base_channel, axis_h, axis_h.slot, from,
+                        count, pitch, length);
+    }
+    return;
+  }
+  // A row's weights are the same in all channels.
+  for (int64_t t = 0; t < count; ++t) {
+    combine_alike<add>(to.data + t * to.row, to.channel, base, base_channel,
+                       rows_of(axis_h, from + t, axis_h.slot, pitch), n, length);
+  }
+}
+
+// The W stage: rows of `slots * inside` elements, `inside` channels a voxel, to rows of `axis_w.count`
+// voxels.
 template <typename O, typename A>
-inline void contract_rows(O* to, int64_t to_row, int64_t to_voxel, const A* rows, int64_t pitch,
-                          int64_t count, int64_t channels, const AxisTaps<A>& axis_w,
-                          const LaneTaps<A>& lanes) {
-  if (lanes.blocks > 0) {
-    const int64_t groups = (count + lanes.rows - 1) / lanes.rows;
-    const auto last_rows = static_cast<int32_t>(count - (groups - 1) * lanes.rows);
-    for (int32_t b = 0; b < lanes.blocks; ++b) {
-      const LaneBlock<A>& block = lanes.block[b];
-      contract(to + b * kLanes, lanes.rows * to_row, rows, lanes.rows * pitch, groups,
-               block.lanes / lanes.rows * last_rows, block);
-    }
-    return;
+inline void contract_rows(const Target<O>& to, const StageRows<A>& rows, int64_t inside,
+                          const AxisTaps<A>& axis_w, const LaneTaps<A>& lanes) {
+  if (inside == 1) {
+    return contract(to, rows, axis_w, lanes);
   }
-  if (channels == 1) {
-    // Bins of so many taps that windows do not pay.
-    for (int64_t r = 0; r < count; ++r) {
-      for (int32_t t = 0; t < axis_w.count; ++t) {
-        A sum = 0;
-        for (int32_t i = axis_w.begin[t]; i < axis_w.begin[t + 1]; ++i) {
-          sum += axis_w.weight[i] * rows[r * pitch + axis_w.slot[i]];
-        }
-        to[r * to_row + t * to_voxel] = Narrow<O>::from(sum);
-      }
+  for (int64_t c = 0; c < rows.channels; ++c) {
+    for (int32_t t = 0; t < axis_w.count; ++t) {
+      combine_alike<false>(to.data + c * to.channel + t * to.voxel, to.row, rows.data + c * rows.channel,
+                           rows.row, rows_of(axis_w, t, axis_w.slot, inside), rows.count, inside);
     }
-    return;
-  }
-  for (int32_t t = 0; t < axis_w.count; ++t) {
-    const Rows<A> taps = rows_of(axis_w, t, axis_w.slot, channels);
-    combine_alike(to + t * to_voxel, to_row, rows, pitch, taps, count, channels);
   }
 }
 
@@ -221,13 +209,6 @@ inline int64_t channels_in_flight(int64_t planes, int64_t rows, int64_t row) {
   const int64_t fitting = stage_elements<A>(row) / (larger(planes, rows) + kRowPadding);
   return fitting < 1 ? 1 : smaller(fitting, kMostInFlight);
 }
-
-// Where some rows of a plane of results go: channels, rows and voxels lie so far apart.
-template <typename O>
-struct Target {
-  O* data;
-  int64_t channel, row, voxel;
-};
 
 // Whether a RoI's source comes from memory; integers are slow to convert, not to read.
 template <typename T>
@@ -278,6 +259,9 @@ inline void align_tile(const Target<O>& to, const Source<T>& source, int64_t n,
   const bool read_in_place = planes.count == 1 && planes.weight[0] == 1;
   const int64_t lead = read_in_place ? 0 : plane_lead(source, plane, axis_h, axis_w, roi.lanes);
   const int64_t pitch = row_pitch(lead + length, source.channels, roi.lanes);
+  // Whole vectors, where what lies behind a row is the stages' own.
+  const int64_t whole =
+      roi.lanes.rows > 1 ? lead + length : (lead + length + kRegister<A> - 1) / kRegister<A> * kRegister<A>;
   const bool whole_rows = source.channels == 1 && source.stride[2] == 1;
   const Range slots = slots_of(axis_h, tile.begin, tile.end);
   const int64_t n_planes = (slots.end - slots.begin) * plane.pitch, n_rows = count * pitch;
@@ -302,34 +286,27 @@ inline void align_tile(const Target<O>& to, const Source<T>& source, int64_t n,
         }
       }
     } else {
-      for (int64_t c = 0; c < some; ++c) {
-        Source<T> channel = from;
-        channel.data += c * from.channel_stride;
-        combine_planes(stages.planes + c * (n_planes + kRowPadding), plane, lead, planes, channel, axis_h,
-                       slots, axis_w);
-      }
-      for (int64_t c = 0; c < some; ++c) {
-        combine_each<false>(stages.rows + c * (n_rows + kRowPadding), pitch,
-                            stages.planes + c * (n_planes + kRowPadding) - slots.begin * plane.pitch, axis_h,
-                            axis_h.slot, tile.begin, count, plane.pitch, lead + length);
-      }
+      combine_planes(stages.planes, n_planes + kRowPadding, some, plane, lead, planes, from, axis_h, slots,
+                     axis_w);
+      combine_slots<false>(Target<A>{stages.rows, n_rows + kRowPadding, pitch, 1},
+                           stages.planes - slots.begin * plane.pitch, n_planes + kRowPadding, some,
+                           plane.pitch, axis_h, tile.begin, count, whole);
     }
-    for (int64_t c = 0; c < some; ++c) {
-      contract_rows(to.data + (first + c) * to.channel, to.row, to.voxel,
-                    stages.rows + c * (n_rows + kRowPadding) + lead, pitch, count, source.channels, axis_w,
-                    roi.lanes);
-    }
+    contract_rows(Target<O>{to.data + first * to.channel, to.channel, to.row, to.voxel},
+                  StageRows<A>{stages.rows + lead, n_rows + kRowPadding, pitch, some, count}, source.channels,
+                  axis_w, roi.lanes);
   }
 }
 
-// Asks for what plane d + 1 of bins reads and plane d does not, while that is being worked on.
+// Asks for what plane d of bins reads and plane d - 1 does not, so that it lies near when that is worked on.
 template <typename T>
-inline void prefetch_next(const Source<T>& source, const RoiTaps<Accumulate<T>>& roi, int64_t d, Range tile) {
+inline void prefetch_plane(const Source<T>& source, const RoiTaps<Accumulate<T>>& roi, int64_t d,
+                           Range tile) {
   const auto &axis_d = roi.axes[0], &axis_h = roi.axes[1], &axis_w = roi.axes[2];
-  if (d + 1 >= axis_d.count || axis_d.begin[d] == axis_d.begin[d + 1] || axis_w.slots == 0) return;
-  const int32_t last = axis_d.at[axis_d.begin[d + 1] - 1];
+  if (axis_w.slots == 0) return;
+  const int32_t last = d > 0 && axis_d.begin[d - 1] < axis_d.begin[d] ? axis_d.at[axis_d.begin[d] - 1] : -1;
   const Range slots = slots_of(axis_h, tile.begin, tile.end);
-  for (int32_t i = axis_d.begin[d + 1]; i < axis_d.begin[d + 2]; ++i) {
+  for (int32_t i = axis_d.begin[d]; i < axis_d.begin[d + 1]; ++i) {
     if (axis_d.at[i] <= last) continue;
     for (int64_t slot = slots.begin; slot < slots.end; ++slot) {
       const T* row = source.data + axis_d.at[i] * source.stride[0] + axis_h.source[slot] * source.stride[1] +
@@ -361,8 +338,13 @@ void forward(const RoiForward<T>& args, int64_t k, Range channels, Range planes,
     const int64_t step = channels_last ? n_channels : smaller(n_channels, kMostInFlight);
     for (int64_t c = 0; c < n_channels; c += step) {
       for (int64_t d = planes.begin; d < planes.end; ++d) {
-        if (!channels_last && n_channels == 1 && !is_streamed(source, roi))
-          prefetch_next(source, roi, d, {h, end});
+        if (!channels_last && !is_streamed(source, roi)) {
+          for (int64_t i = c; i < smaller(c + step, n_channels); ++i) {
+            Source<T> ahead = source;
+            ahead.data += i * source.channel_stride;
+            if (d + 1 < planes.end) prefetch_plane(ahead, roi, d + 1, {h, end});
+          }
+        }
         align(d, c, channels_last ? 1 : smaller(step, n_channels - c));
       }
     }
@@ -401,36 +383,33 @@ inline bool add_roi(const Target<Accumulate<T>>& to, const Source<T>& source, in
   const int64_t most = n > 1 ? channels_in_flight<A>(n_planes, n_rows, larger(plane.pitch, length)) : 1;
   for (int64_t first = 0; first < n; first += most) {
     const int64_t some = smaller(most, n - first);
-    for (int64_t c = 0; c < some; ++c) {
-      Source<T> channel = source;
-      channel.data += (first + c) * source.channel_stride;
-      combine_planes(stages.planes + c * (n_planes + kRowPadding), plane, 0, planes, channel, axis_h, slots,
-                     axis_w);
+    Source<T> from = source;
+    from.data += first * source.channel_stride;
+    combine_planes(stages.planes, n_planes + kRowPadding, some, plane, 0, planes, from, axis_h, slots,
+                   axis_w);
+    contract_rows(Target<A>{stages.rows, n_rows + kRowPadding, row, source.channels},
+                  StageRows<A>{stages.planes, n_planes + kRowPadding, plane.pitch, some, n_slots},
+                  source.channels, axis_w, roi.lanes);
+    A* sum = to.data + first * to.channel;
+    const auto add_rows = [&](auto add) {
+      combine_slots<decltype(add)::value>(Target<A>{sum + first_row * to.row + before, to.channel, to.row, 1},
+                                          stages.rows - slots.begin * row, n_rows + kRowPadding, some, row,
+                                          axis_h, rows.begin - axis_h.first, count, length);
+    };
+    if (!fresh) {
+      add_rows(std::true_type{});
+      continue;
     }
-    for (int64_t c = 0; c < some; ++c) {
-      contract_rows(stages.rows + c * (n_rows + kRowPadding), row, source.channels,
-                    stages.planes + c * (n_planes + kRowPadding), plane.pitch, n_slots, source.channels,
-                    axis_w, roi.lanes);
-    }
-    for (int64_t c = 0; c < some; ++c) {
-      A* sum = to.data + (first + c) * to.channel;
-      const A* base = stages.rows + c * (n_rows + kRowPadding) - slots.begin * row;
-      const auto add_rows = [&](auto add) {
-        combine_each<decltype(add)::value>(sum + first_row * to.row + before, to.row, base, axis_h,
-                                           axis_h.slot, rows.begin - axis_h.first, count, row, length);
-      };
-      if (!fresh) {
-        add_rows(std::true_type{});
-        continue;
-      }
+    for (int64_t c = 0; c < some; ++c, sum += to.channel) {
       fill_zero(sum, first_row * to.row);
       for (int64_t r = first_row; r < first_row + count; ++r) {
         fill_zero(sum + r * to.row, before);
         fill_zero(sum + r * to.row + before + length, after);
       }
-      add_rows(std::false_type{});
       fill_zero(sum + (first_row + count) * to.row, (tile.end - rows.end) * to.row);
     }
+    sum = to.data + first * to.channel;
+    add_rows(std::false_type{});
   }
   return true;
 }

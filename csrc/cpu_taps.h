@@ -242,7 +242,8 @@ class TableBuilder {
 template <typename A>
 class TapTables {
  public:
-  TapTables(const RoiGeometry& geometry, const std::vector<Roi>& rois, bool transposed, bool channels_last)
+  TapTables(const RoiGeometry& geometry, const std::vector<Roi>& rois, bool transposed, bool channels_last,
+            bool by_lanes)
       : rois_(rois.size()) {
     std::mutex mutex;
     parallel_for(static_cast<int64_t>(rois.size()), 16, [&](int64_t begin, int64_t end) {
@@ -253,9 +254,10 @@ class TapTables {
         roi.sample = rois[k].sample;
         for (int a = 0; a < 3; ++a) {
           roi.axes[a] = builder.axis(geometry.axes[a], rois[k].lo[a], rois[k].hi[a], rois[k].flip[a],
-                                     transposed, a == 1 || (a == 2 && channels_last), a == 1);
+                                     transposed, a == 1 || (a == 2 && channels_last),
+                                     a == 1 || (a == 2 && !channels_last && !by_lanes));
         }
-        roi.lanes = channels_last ? LaneTaps<A>{1, 0, nullptr} : builder.lanes(roi.axes[2]);
+        roi.lanes = by_lanes && !channels_last ? builder.lanes(roi.axes[2]) : LaneTaps<A>{1, 0, nullptr};
       }
       const std::lock_guard<std::mutex> lock(mutex);
       arenas_.push_back(std::move(arena));

@@ -63,7 +63,7 @@ Tensor roi_align3d_cpu(Tensor input, Tensor boxes, OutputSize output_size, Scale
   dispatch_dtype<true>("input", in_type, [&](auto element) {
     using T = decltype(element);
     using A = Accumulate<T>;
-    const TapTables<A> tables(geometry, rois, false, channels_last);
+    const TapTables<A> tables(geometry, rois, false, channels_last, cpu_kernels<T>().by_lanes);
     // Expanded volumes may be larger than 64 bits count.
     const double source_bytes = static_cast<double>(input.size(2)) * static_cast<double>(input.size(3)) *
                                 static_cast<double>(input.size(4)) * sizeof(T);
@@ -126,7 +126,7 @@ Tensor roi_align3d_backward_cpu(Tensor grad, Tensor boxes, std::vector<int64_t> 
   dispatch_dtype<false>("grad", grad.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = Accumulate<T>;
-    const TapTables<A> tables(geometry, rois, true, channels_last);
+    const TapTables<A> tables(geometry, rois, true, channels_last, cpu_kernels<T>().by_lanes);
     const int64_t depth = input_size[2], height = input_size[3], width = input_size[4];
     const int64_t tile_elements = kTileBytes / static_cast<int64_t>(sizeof(A));
     const Blocks channels(geometry.channels,
