@@ -1,8 +1,8 @@
 // The W stage of contiguous volumes: to[t] = Σ_k weight_tk · row[source_tk], within each row.
 //
-// Float32 sums on AVX-512 pick a row's taps out of whole vectors. Where there is no such instruction some
-// rows are turned on their side, so that a column of theirs is a vector; W's sums are then sums of whole
-// vectors, as those of D and H are; and the results are turned back:
+// Float32 sums on AVX-512 pick a row's taps out of whole vectors, unless a few bins have very many. For all
+// others some rows are turned on their side, so that a column of theirs is a vector; W's sums are then sums
+// of whole vectors, as those of D and H are; and the results are turned back. Float32 on AVX2:
 //
 //   8 rows of 12 voxels  ->  12 vectors of 8 rows  ->  sums: 8 vectors of 8 rows  ->  8 rows of 8 bins
 
@@ -175,19 +175,17 @@ inline void sum_columns(A* const (&to)[n], const A* turned, const AxisTaps<A>& a
                         int64_t end) {
   using V = Vector<A, n>;
   const auto sum = [&](int64_t t) PGL_OPS_INLINE_LAMBDA {
-    const auto term = [&](int32_t i) PGL_OPS_INLINE_LAMBDA {
-      return axis.weight[i] * load_bits<V>(turned + axis.slot[i] * n);
+    V total = {};
+    const auto add = [&](int32_t i) PGL_OPS_INLINE_LAMBDA {
+      total += axis.weight[i] * load_bits<V>(turned + axis.slot[i] * n);
     };
     if constexpr (width > 0) {
       const auto begin = static_cast<int32_t>(width * t);
-      V total = term(begin);
-      for_constants<width - 1>([&](auto i) PGL_OPS_INLINE_LAMBDA { total += term(begin + 1 + i); });
-      return total;
+      for_constants<width>([&](auto i) PGL_OPS_INLINE_LAMBDA { add(begin + i); });
     } else {
-      V total = {};
-      for (int32_t i = axis.begin[t]; i < axis.begin[t + 1]; ++i) total += term(i);
-      return total;
+      for (int32_t i = axis.begin[t]; i < axis.begin[t + 1]; ++i) add(i);
     }
+    return total;
   };
   int64_t t = from;
   for (; t + 4 <= end; t += 4)
@@ -269,6 +267,7 @@ inline void contract_turned(const Target<O>& to, const StageRows<A>& rows, const
         next_from += same_channel ? rows.row : rows.channel - (rows.count - 1) * rows.row;
         next_row += same_channel ? to.row : to.channel - (rows.count - 1) * to.row;
       }
+      // A few rows are not worth turning as many as there are lanes.
       if (!worth || 2 * some < n) {
         for (int i = 0; i < some; ++i) contract_row(row[i], to.voxel, from[i], axis, t, end);
         continue;

@@ -41,7 +41,7 @@ inline CosineSums<Accumulate<T>> sum_channels_plain(const T* p, const Z* z, int6
     zz[i] += y * y;
   };
   for (; c + n * lanes <= channels; c += n * lanes) for_constants<n>(add);
-  for (; c + lanes <= channels; c += lanes) add(std::integral_constant<int, 0>{});
+  for (; c + lanes <= channels; c += lanes) add(Constant<0>{});
   CosineSums<A> sums{0, 0, 0};
   for (; c < channels; ++c) {
     const A x = widen(p[c]), y = widen(z[c]);
@@ -122,9 +122,9 @@ inline void add_channels(A* dot, A* pp, A* zz, const P* p, int64_t p_channel, in
   };
   int64_t c = 0;
   for (; c + kChannelsTogether <= channels; c += kChannelsTogether) {
-    add(std::integral_constant<int, kChannelsTogether>{}, c);
+    add(Constant<kChannelsTogether>{}, c);
   }
-  for (; c < channels; ++c) add(std::integral_constant<int, 1>{}, c);
+  for (; c < channels; ++c) add(Constant<1>{}, c);
 }
 
 template <typename T>
@@ -195,9 +195,9 @@ inline void write_channels(T* to, const X* own, const Y* other, const int64_t* t
   };
   int64_t c = 0;
   for (; c + kChannelsTogether <= channels; c += kChannelsTogether) {
-    write(std::integral_constant<int, kChannelsTogether>{}, c);
+    write(Constant<kChannelsTogether>{}, c);
   }
-  for (; c < channels; ++c) write(std::integral_constant<int, 1>{}, c);
+  for (; c < channels; ++c) write(Constant<1>{}, c);
 }
 
 // The gradient to one voxel, its channels `steps` apart.

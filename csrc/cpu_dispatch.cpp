@@ -4,6 +4,10 @@
 
 #include "cpu_kernels.h"
 
+#ifdef PGL_OPS_X86_KERNELS
+#include <cpuid.h>
+#endif
+
 namespace pgl_ops {
 namespace {
 
@@ -16,7 +20,10 @@ InstructionSet detect() {
   const char* most = std::getenv("PGL_OPS_CPU_INSTRUCTIONS");
   if (most != nullptr && std::strcmp(most, "baseline") == 0) return InstructionSet::baseline;
   const bool may_avx512 = most == nullptr || std::strcmp(most, "avx2") != 0;
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  // f16c by hand: older compilers do not know its name.
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const bool has_f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c;
 #ifdef PGL_OPS_EMULATED_AVX512
   const bool has_avx512 = has_avx2;
 #else
@@ -56,7 +63,11 @@ template const CpuKernels<int16_t>& cpu_kernels();
 const char* cpu_instruction_set() {
   switch (chosen()) {
     case InstructionSet::avx512:
+#ifdef PGL_OPS_EMULATED_AVX512
+      return "avx512, emulated";
+#else
       return "avx512";
+#endif
     case InstructionSet::avx2:
       return "avx2";
     default:

@@ -1,8 +1,8 @@
 // The CPU inner loops, compiled once for each instruction set (PGL_OPS_ISA names it; see CMakeLists.txt).
 //
-// Loops are written so that the compiler turns the innermost one into vector code: over W for contiguous
-// volumes, over the channels for channels_last_3d ones. No header of torch is included, since an inline
-// function shared between instruction sets would run where its instructions do not exist.
+// Vectors lie along W in contiguous volumes, along the channels in channels_last_3d ones. No header of torch
+// is included, since an inline function shared between instruction sets would run where its instructions do
+// not exist.
 #include "cpu_kernels.h"
 
 // clang-format off: each uses those before it

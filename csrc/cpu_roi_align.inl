@@ -103,14 +103,15 @@ inline int64_t plane_lead(const Source<T>& source, const PlaneRows& plane,
                           const AxisTaps<Accumulate<T>>& axis_h, const AxisTaps<Accumulate<T>>& axis_w,
                           const LaneTaps<Accumulate<T>>& lanes) {
   constexpr int64_t line = 64 / sizeof(T);
-  if (!plane.with_gaps || lanes.rows > 1 || plane.pitch % line != 0 || source.stride[0] % line != 0 ||
-      sizeof(T) != sizeof(Accumulate<T>)) {
+  if (!plane.with_gaps || axis_h.slots == 0 || lanes.rows > 1 || plane.pitch % line != 0 ||
+      source.stride[0] % line != 0 || sizeof(T) != sizeof(Accumulate<T>)) {
     return 0;
   }
   const int64_t before = axis_h.source[0] * source.stride[1] + axis_w.source[0];
   const auto address = reinterpret_cast<uintptr_t>(source.data + before);
   const auto lead = static_cast<int64_t>(address % 64 / sizeof(T));
-  return lead <= before ? lead : 0;
+  // Beyond the pitch a row would reach into the next one.
+  return lead <= before && lead + axis_w.slots <= plane.pitch ? lead : 0;
 }
 
 // The D stage: the rows of some slots of axis_h, summed over the planes, with `lead` elements before each; of
@@ -303,11 +304,15 @@ template <typename T>
 inline void prefetch_plane(const Source<T>& source, const RoiTaps<Accumulate<T>>& roi, int64_t d,
                            Range tile) {
   const auto &axis_d = roi.axes[0], &axis_h = roi.axes[1], &axis_w = roi.axes[2];
-  if (axis_w.slots == 0) return;
-  const int32_t last = d > 0 && axis_d.begin[d - 1] < axis_d.begin[d] ? axis_d.at[axis_d.begin[d] - 1] : -1;
+  if (axis_w.slots == 0 || source.stride[2] != 1) return;
+  int32_t first = 0, last = -1;  // what bin d - 1 reads
+  if (d > 0 && axis_d.begin[d - 1] < axis_d.begin[d]) {
+    first = axis_d.at[axis_d.begin[d - 1]];
+    last = axis_d.at[axis_d.begin[d] - 1];
+  }
   const Range slots = slots_of(axis_h, tile.begin, tile.end);
   for (int32_t i = axis_d.begin[d]; i < axis_d.begin[d + 1]; ++i) {
-    if (axis_d.at[i] <= last) continue;
+    if (axis_d.at[i] >= first && axis_d.at[i] <= last) continue;
     for (int64_t slot = slots.begin; slot < slots.end; ++slot) {
       const T* row = source.data + axis_d.at[i] * source.stride[0] + axis_h.source[slot] * source.stride[1] +
                      axis_w.source[0];

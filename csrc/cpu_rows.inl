@@ -51,7 +51,6 @@ struct Target {
   int64_t channel, row, voxel;
 };
 
-// Calls visit(piece, from) for the pieces of a row; with `twice`, which may take elements twice.
 template <typename A, bool twice, typename Visit>
 PGL_OPS_INLINE void for_each_piece_of(int64_t length, Visit visit) {
   if constexpr (kMasked<A>) {
@@ -66,28 +65,24 @@ template <bool add, int n, typename O, typename T, typename A, typename P>
 PGL_OPS_INLINE void combine_piece(O* to, const T* base, const Rows<A> rows, const P piece) {
   constexpr int registers = P::registers;
   typename P::Sums total[registers];
-  const auto term = [&](int32_t r, auto first) PGL_OPS_INLINE_LAMBDA {
+  for_constants<registers>([&](auto i) PGL_OPS_INLINE_LAMBDA {
+    if constexpr (add) {
+      total[i] = piece.load(to, i);
+    } else {
+      total[i] = typename P::Sums{};
+    }
+  });
+  // Always onto a sum, the first time onto zero: a sum of two products may be fused in two ways, and results
+  // would depend on which function a row comes through.
+  const auto term = [&](int32_t r) PGL_OPS_INLINE_LAMBDA {
     const A w = rows.weight[r];
     const T* row = base + rows.at[r] * rows.stride;
-    for_constants<registers>([&](auto i) PGL_OPS_INLINE_LAMBDA {
-      if constexpr (decltype(first)::value) {
-        total[i] = w * piece.load(row, i);
-      } else {
-        total[i] += w * piece.load(row, i);
-      }
-    });
+    for_constants<registers>([&](auto i) PGL_OPS_INLINE_LAMBDA { total[i] += w * piece.load(row, i); });
   };
-  if constexpr (add) {
-    for_constants<registers>([&](auto i) PGL_OPS_INLINE_LAMBDA { total[i] = piece.load(to, i); });
-  } else if constexpr (n == 0) {
-    for_constants<registers>([&](auto i) PGL_OPS_INLINE_LAMBDA { total[i] = typename P::Sums{}; });
-  }
   if constexpr (n > 0) {
-    for_constants<n>([&](auto r) PGL_OPS_INLINE_LAMBDA {
-      term(r, std::bool_constant < !add && decltype(r)::value == 0 > {});
-    });
+    for_constants<n>(term);
   } else {
-    for (int32_t r = 0; r < rows.count; ++r) term(r, std::false_type{});
+    for (int32_t r = 0; r < rows.count; ++r) term(r);
   }
   for_constants<registers>([&](auto i) PGL_OPS_INLINE_LAMBDA { piece.save(to, i, total[i]); });
 }

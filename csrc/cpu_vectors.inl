@@ -21,11 +21,19 @@ namespace {
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// A number that is part of a type. The standard library's own would have a function outside of this
+// namespace.
+template <int number>
+struct Constant {
+  static constexpr int value = number;
+  constexpr operator int() const { return number; }
+};
+
 // Calls function(0) to function(n - 1), each with a constant: arrays that only such numbers index stay in
 // registers.
 template <typename Function, int... i>
 PGL_OPS_INLINE void for_constants(std::integer_sequence<int, i...>, Function&& function) {
-  (function(std::integral_constant<int, i>{}), ...);
+  (function(Constant<i>{}), ...);
 }
 template <int n, typename Function>
 PGL_OPS_INLINE void for_constants(Function&& function) {
@@ -85,7 +93,9 @@ inline Vector<Accumulate<T>, lanes> load(const T* at) {
     // Compilers convert in two halves.
     if constexpr (lanes == 8 && sizeof(T) == 2) {
       const auto bits = load_bits<__m128i>(at);
+#ifdef __F16C__
       if constexpr (std::is_same_v<T, Half>) return V(_mm256_cvtph_ps(bits));
+#endif
       if constexpr (std::is_same_v<T, BFloat16>) {
         return V(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
       }
@@ -124,7 +134,7 @@ inline void save(O* at, const Vector<A, lanes>& value) {
     const auto result = __builtin_convertvector(nan ? Bits{} + 0x7fc0 : rounded, Vector<uint16_t, lanes>);
     __builtin_memcpy(at, &result, sizeof result);
   } else {
-#ifdef __AVX2__
+#ifdef __F16C__
     if constexpr (lanes == 8) {
       const auto bits = _mm256_cvtps_ph(__m256(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
       __builtin_memcpy(at, &bits, sizeof bits);
@@ -151,7 +161,7 @@ struct Piece {
   }
 };
 
-// Calls visit(piece, from) for the pieces of a row; with `twice`, which may take elements twice.
+// Calls visit(piece, from) for the pieces of a row, which with `twice` may take elements twice.
 template <typename A, bool twice, typename Visit>
 PGL_OPS_INLINE void for_each_part(int64_t length, Visit visit) {
   constexpr int lanes = kRegister<A>;

@@ -66,6 +66,34 @@ def test_a_roi_does_not_depend_on_the_others(backend, layout):
         assert torch.equal(alone[0], together[k]), k
 
 
+# Sizes whose rows, bins and channels leave some over from what kernels take together.
+LEFT_OVER = [(1, (2, 9, 16)), (3, (2, 3, 16)), (5, (1, 7, 5)), (9, (2, 4, 3)), (1, (1, 2, 70))]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("channels, size", LEFT_OVER)
+@pytest.mark.parametrize("ratio", [1, 2])
+def test_flips_change_no_bit_but_reverse_the_output(backend, channels, size, ratio, layout):
+    volume = on(backend.device, laid_out(random_volume((1, channels, 6, 32, 40), torch.float32), layout))
+    boxes = torch.tensor([[0, 1.3, 3.3, 5.1, 4.7, 27.9, 30.4]], device=backend.device)
+    plain = pgl_ops.roi_align3d(volume, boxes, size, sampling_ratio=ratio)
+    for axis in range(3):
+        flips = torch.zeros(1, 3, dtype=torch.bool, device=backend.device)
+        flips[0, axis] = True
+        flipped = pgl_ops.roi_align3d(volume, boxes, size, sampling_ratio=ratio, flips=flips)
+        assert torch.equal(flipped, plain.flip(2 + axis)), axis
+
+
+@pytest.mark.parametrize("channels, size", LEFT_OVER)
+def test_a_channel_does_not_depend_on_the_others(backend, channels, size):
+    volume = on(backend.device, random_volume((1, channels, 6, 32, 40), torch.float32))
+    boxes = torch.tensor([[0, 1.3, 3.3, 5.1, 4.7, 27.9, 30.4]], device=backend.device)
+    together = pgl_ops.roi_align3d(volume, boxes, size, sampling_ratio=1)
+    for c in range(channels):
+        alone = pgl_ops.roi_align3d(volume[:, c : c + 1], boxes, size, sampling_ratio=1)
+        assert torch.equal(alone, together[:, c : c + 1]), c
+
+
 def test_deterministic_mode_needs_nothing_else(backend):
     case = overlapping(backend, "contiguous", torch.float32)
     expected = forward_and_gradient(*case)

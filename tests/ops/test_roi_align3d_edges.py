@@ -263,3 +263,15 @@ def test_rows_with_any_stride_are_read_right_where_their_pitch_is_a_cache_line(b
     boxes = torch.tensor([[0, 1.3, 2.2, 0, 3.1, 6.4, 16]], dtype=torch.float64)
     for volume in (expanded, turned):
         assert_forward_exact(pgl_ops.roi_align3d, backend.device, volume, boxes, (2, 3, 16), sampling_ratio=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("begin", [0, 16, 48])
+def test_rows_that_begin_within_a_cache_line_are_read_right_where_some_are_skipped(backend, begin, dtype):
+    # The rows along H that no bin reads part the plane in runs of rows, each as long as its pitch.
+    shape = (1, 1, 6, 48, 64)
+    memory = torch.zeros(math.prod(shape) + 16, dtype=dtype)
+    skipped = (begin - memory.data_ptr()) % 64 // memory.element_size()
+    volume = memory[skipped : skipped + math.prod(shape)].view(shape).copy_(random_volume(shape))
+    boxes = torch.tensor([[0, 1.3, 4, 0, 4.7, 44, 64]], dtype=torch.float64)
+    assert_forward_exact(pgl_ops.roi_align3d, backend.device, volume, boxes, (3, 8, 32), sampling_ratio=1)
