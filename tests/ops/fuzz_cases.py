@@ -39,12 +39,16 @@ BAD_COORDINATES = (math.nan, math.inf, -math.inf, 2.0**24 + 2, -(2.0**25), 1e30,
 
 @dataclass(frozen=True)
 class Memory:
-    """How a tensor lies in memory: the axes from the outermost in, the room behind each, axes of stride 0."""
+    """How a tensor lies in memory: the axes from the outermost in, the room behind each, axes of stride 0.
+
+    ``before`` elements lie before it, so that it may begin anywhere in a cache line.
+    """
 
     order: tuple[int, ...]
     step: tuple[int, ...]
     expanded: tuple[int, ...]
     at_end: bool
+    before: int = 0
 
     def place(self, values: Tensor, guarded: GuardedMemory) -> Tensor:
         """The values laid out so (those of an expanded axis all become its first)."""
@@ -59,7 +63,8 @@ class Memory:
         reached = 1 + sum((n - 1) * s for n, s in zip(values.shape, strides, strict=True))
         if values.numel() == 0:
             return torch.empty_strided(values.shape, strides, dtype=values.dtype)
-        view = guarded.empty(reached, values.dtype, self.at_end).as_strided(values.shape, strides)
+        memory = guarded.empty(self.before + reached, values.dtype, self.at_end)[self.before :]
+        view = memory.as_strided(values.shape, strides)
         whole = view.as_strided([1 if a in self.expanded else n for a, n in enumerate(values.shape)], strides)
         for axis in self.expanded:
             values = values.narrow(axis, 0, 1)
@@ -82,7 +87,8 @@ def memories(draw, dim: int = 5, may_expand: bool = True) -> Memory:
     expanded = ()
     if may_expand and dim and draw(st.integers(0, 7)) == 0:
         expanded = tuple(draw(st.sets(st.integers(0, dim - 1), min_size=1, max_size=dim)))
-    return Memory(tuple(order), tuple(step), expanded, draw(st.booleans()))
+    before = draw(st.sampled_from([0, 0, 1, 4, 12]))
+    return Memory(tuple(order), tuple(step), expanded, draw(st.booleans()), before)
 
 
 def _cut(sizes: list[int], most: int) -> list[int]:
