@@ -18,7 +18,7 @@ common=(-G Ninja -DPython_EXECUTABLE="$python" -DPGL_OPS_SANITIZE=ON)
 cmake -S . -B "$copy/cpu" "${common[@]}" -DPGL_OPS_CUDA=OFF \
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" -DPGL_OPS_OUTPUT="$PWD/$copy/package/pgl_ops" > /dev/null
 cmake --build "$copy/cpu" | tail -1
-nm -D "$copy/package/pgl_ops/libpgl_ops.so" | grep -q __asan_init
+nm -D "$copy/package/pgl_ops/libpgl_ops.so" | grep __asan_init > /dev/null
 cmake -S . -B "$copy/host_cuda" "${common[@]}" -DPGL_OPS_HOST_CUDA=ON > /dev/null
 cmake --build "$copy/host_cuda" | tail -1
 export PGL_OPS_HOST_CUDA_LIBRARY=$PWD/$copy/host_cuda/libpgl_ops_host_cuda.so
