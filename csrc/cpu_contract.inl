@@ -63,21 +63,13 @@ inline void contract_windows(O* to, int64_t to_step, const float* rows, int64_t 
 template <typename O>
 inline void contract_block(O* to, int64_t to_step, const float* rows, int64_t row_step, int64_t count,
                            int32_t last_lanes, const LaneBlock<float>& block) {
-  if (block.windows == 1) {
-    switch (block.width) {
-      case 1:
-        return contract_window<1>(to, to_step, rows, row_step, count, last_lanes, block);
-      case 2:
-        return contract_window<2>(to, to_step, rows, row_step, count, last_lanes, block);
-      case 3:
-        return contract_window<3>(to, to_step, rows, row_step, count, last_lanes, block);
-      case 4:
-        return contract_window<4>(to, to_step, rows, row_step, count, last_lanes, block);
-      default:
-        break;
+  with_width(block.windows == 1 ? block.width : 0, [&](auto width) {
+    if constexpr (decltype(width)::value > 0) {
+      contract_window<decltype(width)::value>(to, to_step, rows, row_step, count, last_lanes, block);
+    } else {
+      contract_windows(to, to_step, rows, row_step, count, last_lanes, block);
     }
-  }
-  contract_windows(to, to_step, rows, row_step, count, last_lanes, block);
+  });
 }
 
 template <typename O>
@@ -203,19 +195,9 @@ inline void sum_columns(A* const (&to)[n], const A* turned, const AxisTaps<A>& a
 template <int n, typename A>
 inline void sum_columns(A* const (&to)[n], const A* turned, const AxisTaps<A>& axis, int64_t from,
                         int64_t end) {
-  static_assert(kMostEven == 4, "a case for each");
-  switch (axis.width) {
-    case 1:
-      return sum_columns<n, 1>(to, turned, axis, from, end);
-    case 2:
-      return sum_columns<n, 2>(to, turned, axis, from, end);
-    case 3:
-      return sum_columns<n, 3>(to, turned, axis, from, end);
-    case 4:
-      return sum_columns<n, 4>(to, turned, axis, from, end);
-    default:
-      return sum_columns<n, 0>(to, turned, axis, from, end);
-  }
+  with_width(axis.width, [&](auto width) PGL_OPS_INLINE_LAMBDA {
+    sum_columns<n, decltype(width)::value>(to, turned, axis, from, end);
+  });
 }
 
 // One row after the other, element by element.

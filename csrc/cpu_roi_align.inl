@@ -30,10 +30,16 @@ struct Source {
   bool rows_in_one_piece() const { return side_by_side() && stride[2] == channels; }
 };
 
+// Whether the sources of the slots [from, to) follow one another.
+template <typename A>
+inline bool one_run(const AxisTaps<A>& axis, int64_t from, int64_t to) {
+  return from < to && axis.source[to - 1] - axis.source[from] == to - 1 - from;
+}
+
 // Calls visit(slot, n) for each run of slots in [from, to) whose sources follow one another.
 template <typename A, typename Visit>
 inline void for_each_run(const AxisTaps<A>& axis, int64_t from, int64_t to, Visit visit) {
-  if (from < to && axis.source[to - 1] - axis.source[from] == to - 1 - from) return visit(from, to - from);
+  if (one_run(axis, from, to)) return visit(from, to - from);
   while (from < to) {
     int64_t n = 1;
     while (from + n < to && axis.source[from + n] == axis.source[from] + n) ++n;
@@ -89,9 +95,8 @@ template <typename T>
 inline PlaneRows plane_rows(const Source<T>& source, const AxisTaps<Accumulate<T>>& axis_w,
                             int64_t most_gap) {
   const int64_t length = axis_w.slots * source.channels, gap = source.stride[1] - length;
-  const bool one_run =
-      axis_w.slots > 0 && axis_w.source[axis_w.slots - 1] - axis_w.source[0] == axis_w.slots - 1;
-  const bool closely = source.channels == 1 && one_run && source.rows_in_one_piece() && gap >= 0;
+  const bool closely =
+      source.channels == 1 && one_run(axis_w, 0, axis_w.slots) && source.rows_in_one_piece() && gap >= 0;
   if (closely && gap <= most_gap) return {source.stride[1], true};
   return {stage_pitch(length, source.channels), false};
 }
@@ -131,10 +136,10 @@ inline void combine_planes(Accumulate<T>* to, int64_t to_channel, int64_t n, con
     });
     return;
   }
-  const bool one_piece = axis_w.source[axis_w.slots - 1] - axis_w.source[0] == axis_w.slots - 1;
+  const bool one_piece = one_run(axis_w, 0, axis_w.slots) && source.rows_in_one_piece();
   for (int64_t c = 0; c < n; ++c, to += to_channel) {
     const T* data = source.data + c * source.channel_stride;
-    if (one_piece && source.rows_in_one_piece()) {
+    if (one_piece) {
       for_each_run(axis_h, slots.begin, slots.end, [&](int64_t slot, int64_t rows) {
         const T* base = data + axis_h.source[slot] * source.stride[1] + before;
         combine_alike<false>(to + (slot - slots.begin) * pitch, pitch, base, source.stride[1], planes, rows,
@@ -299,9 +304,10 @@ inline void align_tile(const Target<O>& to, const Source<T>& source, int64_t n,
   }
 }
 
-// Asks for what plane d of bins reads and plane d - 1 does not, so that it lies near when that is worked on.
+// Asks for what plane d of bins reads and plane d - 1 does not, of `n` sources that lie source.channel_stride
+// apart, so that it lies near when that is worked on.
 template <typename T>
-inline void prefetch_plane(const Source<T>& source, const RoiTaps<Accumulate<T>>& roi, int64_t d,
+inline void prefetch_plane(const Source<T>& source, int64_t n, const RoiTaps<Accumulate<T>>& roi, int64_t d,
                            Range tile) {
   const auto &axis_d = roi.axes[0], &axis_h = roi.axes[1], &axis_w = roi.axes[2];
   if (axis_w.slots == 0 || source.stride[2] != 1) return;
@@ -311,13 +317,16 @@ inline void prefetch_plane(const Source<T>& source, const RoiTaps<Accumulate<T>>
     last = axis_d.at[axis_d.begin[d] - 1];
   }
   const Range slots = slots_of(axis_h, tile.begin, tile.end);
-  for (int32_t i = axis_d.begin[d]; i < axis_d.begin[d + 1]; ++i) {
-    if (axis_d.at[i] >= first && axis_d.at[i] <= last) continue;
-    for (int64_t slot = slots.begin; slot < slots.end; ++slot) {
-      const T* row = source.data + axis_d.at[i] * source.stride[0] + axis_h.source[slot] * source.stride[1] +
-                     axis_w.source[0];
-      for (int64_t w = 0; w < axis_w.slots; w += 64 / static_cast<int64_t>(sizeof(T)))
-        __builtin_prefetch(row + w);
+  for (int64_t c = 0; c < n; ++c) {
+    const T* data = source.data + c * source.channel_stride + axis_w.source[0];
+    for (int32_t i = axis_d.begin[d]; i < axis_d.begin[d + 1]; ++i) {
+      if (axis_d.at[i] >= first && axis_d.at[i] <= last) continue;
+      for (int64_t slot = slots.begin; slot < slots.end; ++slot) {
+        const T* row = data + axis_d.at[i] * source.stride[0] + axis_h.source[slot] * source.stride[1];
+        for (int64_t w = 0; w < axis_w.slots; w += 64 / static_cast<int64_t>(sizeof(T))) {
+          __builtin_prefetch(row + w);
+        }
+      }
     }
   }
 }
@@ -332,25 +341,18 @@ void forward(const RoiForward<T>& args, int64_t k, Range channels, Range planes,
   for (int64_t h = 0; h < roi.axes[1].count;) {
     const int64_t end = tile_end(source, roi, h, roi.axes[1].count);
     Sampled<T>* to = out.data + k * out.stride[0] + channels.begin * out.stride[1] + h * out.stride[3];
-    const auto align = [&](int64_t d, int64_t c, int64_t n) {
-      Source<T> from = source;
-      from.data += c * source.channel_stride;
-      const Target<Sampled<T>> target{to + c * out.stride[1] + d * out.stride[2], out.stride[1],
-                                      out.stride[3], out.stride[4]};
-      align_tile(target, from, n, roi, d, {h, end}, stages);
-    };
+    const bool ahead = !channels_last && !is_streamed(source, roi);
     // Neighbouring planes of bins read mostly the same rows: they are still in the first-level cache.
     const int64_t step = channels_last ? n_channels : smaller(n_channels, kMostInFlight);
     for (int64_t c = 0; c < n_channels; c += step) {
+      const int64_t n = channels_last ? 1 : smaller(step, n_channels - c);
+      Source<T> from = source;
+      from.data += c * source.channel_stride;
       for (int64_t d = planes.begin; d < planes.end; ++d) {
-        if (!channels_last && !is_streamed(source, roi)) {
-          for (int64_t i = c; i < smaller(c + step, n_channels); ++i) {
-            Source<T> ahead = source;
-            ahead.data += i * source.channel_stride;
-            if (d + 1 < planes.end) prefetch_plane(ahead, roi, d + 1, {h, end});
-          }
-        }
-        align(d, c, channels_last ? 1 : smaller(step, n_channels - c));
+        if (ahead && d + 1 < planes.end) prefetch_plane(from, n, roi, d + 1, {h, end});
+        const Target<Sampled<T>> target{to + c * out.stride[1] + d * out.stride[2], out.stride[1],
+                                        out.stride[3], out.stride[4]};
+        align_tile(target, from, n, roi, d, {h, end}, stages);
       }
     }
     h = end;
@@ -405,15 +407,15 @@ inline bool add_roi(const Target<Accumulate<T>>& to, const Source<T>& source, in
       add_rows(std::true_type{});
       continue;
     }
-    for (int64_t c = 0; c < some; ++c, sum += to.channel) {
-      fill_zero(sum, first_row * to.row);
+    for (int64_t c = 0; c < some; ++c) {
+      A* rest = sum + c * to.channel;
+      fill_zero(rest, first_row * to.row);
       for (int64_t r = first_row; r < first_row + count; ++r) {
-        fill_zero(sum + r * to.row, before);
-        fill_zero(sum + r * to.row + before + length, after);
+        fill_zero(rest + r * to.row, before);
+        fill_zero(rest + r * to.row + before + length, after);
       }
-      fill_zero(sum + (first_row + count) * to.row, (tile.end - rows.end) * to.row);
+      fill_zero(rest + (first_row + count) * to.row, (tile.end - rows.end) * to.row);
     }
-    sum = to.data + first * to.channel;
     add_rows(std::false_type{});
   }
   return true;

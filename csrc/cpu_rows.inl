@@ -155,19 +155,9 @@ __attribute__((noinline)) void combine_width(O* to, int64_t to_step, const T* ba
 template <bool add, typename A, typename O, typename T, typename Taps>
 inline void combine_rows(O* to, int64_t to_step, const T* base, const Taps& taps, int32_t width,
                          int64_t count, int64_t length) {
-  static_assert(kMostEven == 4, "a case for each");
-  switch (width) {
-    case 1:
-      return combine_width<add, 1, A>(to, to_step, base, taps, count, length);
-    case 2:
-      return combine_width<add, 2, A>(to, to_step, base, taps, count, length);
-    case 3:
-      return combine_width<add, 3, A>(to, to_step, base, taps, count, length);
-    case 4:
-      return combine_width<add, 4, A>(to, to_step, base, taps, count, length);
-    default:
-      return combine_width<add, 0, A>(to, to_step, base, taps, count, length);
-  }
+  with_width(width, [&](auto constant) PGL_OPS_INLINE_LAMBDA {
+    combine_width<add, decltype(constant)::value, A>(to, to_step, base, taps, count, length);
+  });
 }
 
 constexpr int64_t kLongRow = 16 * kLanes;

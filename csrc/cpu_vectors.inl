@@ -40,6 +40,25 @@ PGL_OPS_INLINE void for_constants(Function&& function) {
   for_constants(std::make_integer_sequence<int, n>{}, function);
 }
 
+// Calls function(width) with a constant: the taps that all destinations have, or 0 where that is not one of
+// the few numbers for which loops are unrolled.
+template <typename Function>
+PGL_OPS_INLINE void with_width(int32_t width, Function&& function) {
+  static_assert(kMostEven == 4, "a case for each");
+  switch (width) {
+    case 1:
+      return function(Constant<1>{});
+    case 2:
+      return function(Constant<2>{});
+    case 3:
+      return function(Constant<3>{});
+    case 4:
+      return function(Constant<4>{});
+    default:
+      return function(Constant<0>{});
+  }
+}
+
 template <typename E, int lanes>
 struct VectorType {
   typedef E type __attribute__((vector_size(lanes * sizeof(E))));

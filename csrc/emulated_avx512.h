@@ -135,16 +135,10 @@ inline __m512i castps_si512(__m512 a) {
   const auto x = lanes<uint32_t>(a);
   return make<__m512i, uint32_t>([&](size_t i) { return x[i]; });
 }
-inline __m512i cvtepu16_epi32(__m256i a) {
-  const auto x = lanes<uint16_t>(a);
-  return make<__m512i, int32_t>([&](size_t i) { return static_cast<int32_t>(x[i]); });
-}
-inline __m512i cvtepi16_epi32(__m256i a) {
-  const auto x = lanes<int16_t>(a);
-  return make<__m512i, int32_t>([&](size_t i) { return static_cast<int32_t>(x[i]); });
-}
-inline __m512i cvtepu8_epi32(__m128i a) {
-  const auto x = lanes<uint8_t>(a);
+// 16 integers E of a shorter vector.
+template <typename E, typename V>
+inline __m512i cvt_epi32(const V& a) {
+  const auto x = lanes<E>(a);
   return make<__m512i, int32_t>([&](size_t i) { return static_cast<int32_t>(x[i]); });
 }
 inline __m512 cvtepi32_ps(__m512i a) {
@@ -190,9 +184,9 @@ inline __m256i cvtps_ph(__m512 a) {
 #define _mm512_mask_mov_epi32 emulated::mask_mov_epi32
 #define _mm512_castsi512_ps emulated::castsi512_ps
 #define _mm512_castps_si512 emulated::castps_si512
-#define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
-#define _mm512_cvtepi16_epi32 emulated::cvtepi16_epi32
-#define _mm512_cvtepu8_epi32 emulated::cvtepu8_epi32
+#define _mm512_cvtepu16_epi32 emulated::cvt_epi32<uint16_t>
+#define _mm512_cvtepi16_epi32 emulated::cvt_epi32<int16_t>
+#define _mm512_cvtepu8_epi32 emulated::cvt_epi32<uint8_t>
 #define _mm512_cvtepi32_ps emulated::cvtepi32_ps
 #define _mm512_cvtph_ps emulated::cvtph_ps
 #undef _mm512_cvtps_ph
