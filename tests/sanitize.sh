@@ -10,16 +10,11 @@ shift
 cd "$(dirname "$0")/.."
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 copy=build/sanitized
-mkdir -p "$copy"
-rm -rf "$copy/package" && mkdir -p "$copy/package"
-cp -r pgl_ops tests pyproject.toml "$copy/package"
-rm -f "$copy"/package/pgl_ops/*.so  # else they would pass for what is built here
-common=(-G Ninja -DPython_EXECUTABLE="$python" -DPGL_OPS_SANITIZE=ON)
-cmake -S . -B "$copy/cpu" "${common[@]}" -DPGL_OPS_CUDA=OFF \
-  -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" -DPGL_OPS_OUTPUT="$PWD/$copy/package/pgl_ops" > /dev/null
-cmake --build "$copy/cpu" | tail -1
+. tests/own_kernels.sh
+own_kernels "$python" "$copy" -DPGL_OPS_SANITIZE=ON
 nm -D "$copy/package/pgl_ops/libpgl_ops.so" | grep __asan_init > /dev/null
-cmake -S . -B "$copy/host_cuda" "${common[@]}" -DPGL_OPS_HOST_CUDA=ON > /dev/null
+cmake -S . -B "$copy/host_cuda" -G Ninja -DPython_EXECUTABLE="$python" -DPGL_OPS_SANITIZE=ON \
+  -DPGL_OPS_HOST_CUDA=ON > /dev/null
 cmake --build "$copy/host_cuda" | tail -1
 export PGL_OPS_HOST_CUDA_LIBRARY=$PWD/$copy/host_cuda/libpgl_ops_host_cuda.so
 # Python itself was not built with the sanitizers: they are loaded first. It leaks by design.
