@@ -7,6 +7,7 @@ break ``torch.compile``); the kernels check the boxes' values.
 from __future__ import annotations
 
 import contextlib
+import math
 import numbers
 from collections.abc import Sequence
 
@@ -15,12 +16,15 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGER_DTYPES = (torch.uint8, torch.int16)
+VOLUME_DTYPES = FLOAT_DTYPES + INTEGER_DTYPES
 REDUCTIONS = ("none", "mean", "sum")
 MAX_SAMPLING_RATIO = 2**20
 # A list of a million boxes should not become a message of a million numbers.
 _LONGEST_REPR = 120
 # What fits the kernels' integers.
 _LARGEST_INTEGER = 2**31 - 1
+# Numbers of a traced graph, whose values are not known yet.
+_SYMBOLIC = (torch.SymInt, torch.SymFloat)
 
 
 def describe(value: object) -> str:
@@ -96,50 +100,54 @@ def as_float(value: object) -> float:
     try:
         return float(value)  # type: ignore[arg-type]
     except OverflowError:
-        return float("inf")
+        return math.inf
+
+
+def as_number(name: str, item: object, kind: type, value: object) -> object:
+    """``item`` of an argument's ``value`` as ``kind`` (int or float); a traced graph's numbers stay so."""
+    if type(item) is not kind:  # asked first: an abstract type's instances take microseconds to tell
+        if isinstance(item, _SYMBOLIC):
+            return item
+        if isinstance(item, bool) or not isinstance(item, numbers.Integral if kind is int else numbers.Real):
+            wanted = "an integer" if kind is int else "a number"
+            raise TypeError(f"{name} must be {wanted} or three of them, got {describe(value)}")
+    if kind is float:
+        return as_float(item)
+    if not -_LARGEST_INTEGER <= item <= _LARGEST_INTEGER:  # type: ignore[operator]
+        raise ValueError(f"{name} must lie within ±(2^31 − 1), got {describe(value)}")
+    return int(item)  # type: ignore[call-overload]
 
 
 def as_triple(name: str, value: object, kind: type) -> list:
     """One number or three, as a list of three numbers of ``kind`` (int or float)."""
-    number = numbers.Integral if kind is int else numbers.Real
-    wanted = "an integer" if kind is int else "a number"
-
-    def one(item: object) -> object:
-        if isinstance(item, torch.SymInt | torch.SymFloat):
-            return item
-        if isinstance(item, bool) or not isinstance(item, number):
-            raise TypeError(f"{name} must be {wanted} or three of them, got {describe(value)}")
-        if kind is int and not -_LARGEST_INTEGER <= item <= _LARGEST_INTEGER:  # type: ignore[operator]
-            raise ValueError(f"{name} must lie within ±(2^31 − 1), got {describe(value)}")
-        return int(item) if kind is int else as_float(item)  # type: ignore[call-overload]
-
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        if len(value) != 3:
-            raise ValueError(f"{name} must be {wanted} or three of them (D, H, W), got {describe(value)}")
-        return [one(item) for item in value]
-    return [one(value)] * 3
+    if type(value) is kind or not isinstance(value, Sequence) or isinstance(value, str):
+        return [as_number(name, value, kind, value)] * 3
+    if len(value) != 3:
+        wanted = "an integer" if kind is int else "a number"
+        raise ValueError(f"{name} must be {wanted} or three of them (D, H, W), got {describe(value)}")
+    return [as_number(name, item, kind, value) for item in value]
 
 
 def check_output_size(output_size: object) -> list[int]:
     """Three positive sizes (d, h, w)."""
-    sizes = as_triple("output_size", output_size, int)
-    if any(size < 1 for size in sizes):
+    d, h, w = sizes = as_triple("output_size", output_size, int)
+    if d < 1 or h < 1 or w < 1:
         raise ValueError(f"output_size must be at least 1 on every axis, got {describe(output_size)}")
     return sizes
 
 
 def check_spatial_scale(spatial_scale: object) -> list[float]:
     """Three positive, finite factors (d, h, w)."""
-    scales = as_triple("spatial_scale", spatial_scale, float)
-    if any(not 0 < scale < float("inf") for scale in scales):
+    d, h, w = scales = as_triple("spatial_scale", spatial_scale, float)
+    if not (0 < d < math.inf and 0 < h < math.inf and 0 < w < math.inf):
         raise ValueError(f"spatial_scale must be positive and finite, got {describe(spatial_scale)}")
     return scales
 
 
 def check_sampling_ratio(sampling_ratio: object) -> list[int]:
     """Three sampling ratios; 0 and below mean adaptive."""
-    ratios = as_triple("sampling_ratio", sampling_ratio, int)
-    if any(ratio > MAX_SAMPLING_RATIO for ratio in ratios):
+    d, h, w = ratios = as_triple("sampling_ratio", sampling_ratio, int)
+    if d > MAX_SAMPLING_RATIO or h > MAX_SAMPLING_RATIO or w > MAX_SAMPLING_RATIO:
         raise ValueError(
             f"sampling_ratio must be at most {MAX_SAMPLING_RATIO}, got {describe(sampling_ratio)}"
         )
@@ -158,7 +166,7 @@ def check_eps(eps: object) -> float:
     if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
         raise TypeError(f"eps must be a number, got {describe(eps)}")
     value = as_float(eps)
-    if not 0 <= value < float("inf"):
+    if not 0 <= value < math.inf:
         raise ValueError(f"eps must be finite and not negative, got {describe(eps)}")
     return value
 
@@ -177,7 +185,7 @@ def check_volume(name: str, value: object, dtypes: Sequence[torch.dtype]) -> Ten
     volume = check_tensor(name, value, dtypes)
     if volume.dim() != 5:
         raise ValueError(f"{name} must be a Tensor[N, C, D, H, W], got {describe(volume)}")
-    if any(size < 1 for size in volume.shape[2:]):
+    if 0 in volume.shape[2:]:
         raise ValueError(f"{name} must have spatial axes of at least one voxel, got {describe(volume)}")
     return volume
 
@@ -220,7 +228,7 @@ def check_boxes(boxes: object, input_name: str, input: Tensor) -> Tensor:
         hint = " (a Tensor[K, 6] lacks the batch index)" if boxes.dim() == 2 and boxes.shape[1] == 6 else ""
         raise ValueError(f"boxes must be a Tensor[K, 7], batch index first{hint}, got {describe(boxes)}")
     check_same_device("boxes", boxes, input_name, input)
-    return boxes.detach()
+    return boxes.detach() if boxes.requires_grad else boxes
 
 
 def check_flips(flips: object, boxes: Tensor) -> Tensor | None:

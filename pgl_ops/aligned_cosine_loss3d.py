@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import _arguments as arguments
 from . import _library
+from ._autograd import register_autograd
 from .roi_align3d import is_channels_last
 from .voxel_cosine_loss import (
     REDUCTION_CODES,
@@ -161,8 +162,8 @@ def register(namespace: str) -> None:
     backward_name = f"{name}_backward"
     torch.library.register_fake(name, _fake)
     torch.library.register_fake(backward_name, _fake_backward)
-    torch.library.register_autograd(name, backward, setup_context=_setup_context)
-    torch.library.register_autograd(backward_name, double_backward, setup_context=_setup_context_backward)
+    register_autograd(name, backward, _setup_context)
+    register_autograd(backward_name, double_backward, _setup_context_backward)
 
 
 register("pgl_ops")

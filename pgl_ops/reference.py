@@ -37,7 +37,7 @@ def roi_align3d(
     flips: Tensor | None = None,
 ) -> Tensor:
     """3D RoIAlign by dense per-axis matrices; see :func:`pgl_ops.roi_align3d`."""
-    input = arguments.check_volume("input", input, arguments.FLOAT_DTYPES + arguments.INTEGER_DTYPES)
+    input = arguments.check_volume("input", input, arguments.VOLUME_DTYPES)
     boxes = arguments.check_boxes(arguments.boxes_in_float32(boxes), "input", input)
     flips = arguments.check_flips(flips, boxes)
     output_size = arguments.check_output_size(output_size)

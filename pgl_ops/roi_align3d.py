@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import _arguments as arguments
 from . import _library
+from ._autograd import register_autograd
 
 
 def roi_align3d(
@@ -55,7 +56,7 @@ def roi_align3d(
             in [0, N), or a box is not finite or reaches beyond ±2²⁴ voxels after scaling. CUDA kernels do not
             synchronise: there such a RoI's output is NaN, and it gets no gradient.
     """
-    input = arguments.check_volume("input", input, arguments.FLOAT_DTYPES + arguments.INTEGER_DTYPES)
+    input = arguments.check_volume("input", input, arguments.VOLUME_DTYPES)
     boxes = arguments.check_boxes(arguments.boxes_in_float32(boxes), "input", input)
     flips = arguments.check_flips(flips, boxes)
     return _library.ops().roi_align3d(
@@ -173,8 +174,8 @@ def register(namespace: str) -> None:
     name, backward_name = f"{namespace}::roi_align3d", f"{namespace}::roi_align3d_backward"
     torch.library.register_fake(name, _fake)
     torch.library.register_fake(backward_name, _fake_backward)
-    torch.library.register_autograd(name, backward, setup_context=_setup_context)
-    torch.library.register_autograd(backward_name, double_backward, setup_context=_setup_context_backward)
+    register_autograd(name, backward, _setup_context)
+    register_autograd(backward_name, double_backward, _setup_context_backward)
 
 
 register("pgl_ops")

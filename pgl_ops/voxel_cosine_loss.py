@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import _arguments as arguments
 from . import _library, reference
+from ._autograd import register_autograd
 from .roi_align3d import empty_volume, is_channels_last
 
 REDUCTION_CODES = {"none": 0, "mean": 1, "sum": 2}
@@ -172,8 +173,8 @@ def register(namespace: str) -> None:
     name, backward_name = f"{namespace}::voxel_cosine_loss", f"{namespace}::voxel_cosine_loss_backward"
     torch.library.register_fake(name, _fake)
     torch.library.register_fake(backward_name, _fake_backward)
-    torch.library.register_autograd(name, backward, setup_context=_setup_context)
-    torch.library.register_autograd(backward_name, double_backward, setup_context=_setup_context_backward)
+    register_autograd(name, backward, _setup_context)
+    register_autograd(backward_name, double_backward, _setup_context_backward)
 
 
 register("pgl_ops")
