@@ -6,17 +6,19 @@ from collections.abc import Callable
 
 import torch
 
+_INNER = ("_AutoDispatchBelowAutograd", "_after_autograd_keyset", "_any_requires_grad")
 # Registrations last as long as these.
 _libraries: list[torch.library.Library] = []
 
 
 def register_autograd(name: str, backward: Callable, setup_context: Callable) -> None:
-    """Registers the gradient of an op that changes no argument and has no defaults, by position only.
+    """Registers the gradient of an op that changes none of its arguments.
 
     Stands for ``torch.library.register_autograd``, whose kernel goes through the op's schema in Python at
     every call to fill in defaults, which takes longer than a small problem does. Here nothing is filled in:
     below autograd if no argument needs a gradient, else through an ``autograd.Function``. Both are built from
-    the same three functions of torch, which are not public: where one is missing, torch's own serves.
+    the same three functions of torch, which are not public: where one is missing, or the op has defaults,
+    torch's own serves.
 
     Args:
         name: of the op, ``namespace::name``.
@@ -25,13 +27,11 @@ def register_autograd(name: str, backward: Callable, setup_context: Callable) ->
     """
     namespace, op_name = name.split("::")
     op = getattr(getattr(torch.ops, namespace), op_name).default
-    try:
-        below_autograd = torch._C._AutoDispatchBelowAutograd
-        keys_below = torch._C._after_autograd_keyset
-        any_requires_grad = torch._C._any_requires_grad
-    except AttributeError:
+    there = all(hasattr(torch._C, function) for function in _INNER)
+    if not there or any(argument.has_default_value() for argument in op._schema.arguments):
         torch.library.register_autograd(name, backward, setup_context=setup_context)
         return
+    below_autograd, keys_below, any_requires_grad = (getattr(torch._C, function) for function in _INNER)
 
     # The keys come last, so that ``ctx.needs_input_grad`` counts the op's arguments.
     def forward(ctx, *args_and_keys):
