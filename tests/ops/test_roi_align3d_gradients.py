@@ -200,6 +200,26 @@ def test_boxes_get_no_gradient(backend):
     assert not pgl_ops.roi_align3d(x.detach(), boxes, 2).requires_grad
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_boxes_are_cut_off_even_where_they_need_no_gradient_yet(backend):
+    x = on(backend.device, random_volume((1, 2, 4, 5, 6)))
+    boxes = on(backend.device, random_boxes(3, 1, (4, 5, 6)))
+    # A graph that was made with such boxes may be called with boxes that a network has computed.
+    traced = torch.jit.trace(lambda x, boxes: pgl_ops.roi_align3d(x, boxes, 2), (x, boxes))
+    assert not traced(x, boxes.clone().requires_grad_()).requires_grad
+    # The saved boxes are the call's own tensor: what becomes of the caller's changes no gradient.
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(pgl_ops.roi_align3d(leaf, boxes, 2).sum(), leaf)
+    out = pgl_ops.roi_align3d(leaf, boxes, 2)
+    boxes.data = boxes / 2
+    (got,) = torch.autograd.grad(out.sum(), leaf)
+    assert torch.equal(got, expected)
+    # Nor do tangents pass.
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(boxes, torch.ones_like(boxes))
+        assert pgl_ops.roi_align3d(leaf, dual, 2).requires_grad
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16], ids=name)
 def test_integer_input_gives_a_result_without_gradient(backend, dtype):
     volume = on(backend.device, random_volume((1, 2, 4, 5, 6), dtype))
