@@ -23,6 +23,11 @@ MAX_SAMPLING_RATIO = 2**20
 _LONGEST_REPR = 120
 # What fits the kernels' integers.
 _LARGEST_INTEGER = 2**31 - 1
+# What is accepted as a kind of number, and what messages call it.
+_KINDS: dict[type, tuple[type, str]] = {
+    int: (numbers.Integral, "an integer"),
+    float: (numbers.Real, "a number"),
+}
 # Numbers of a traced graph, whose values are not known yet.
 _SYMBOLIC = (torch.SymInt, torch.SymFloat)
 
@@ -108,8 +113,8 @@ def as_number(name: str, item: object, kind: type, value: object) -> object:
     if type(item) is not kind:  # asked first: an abstract type's instances take microseconds to tell
         if isinstance(item, _SYMBOLIC):
             return item
-        if isinstance(item, bool) or not isinstance(item, numbers.Integral if kind is int else numbers.Real):
-            wanted = "an integer" if kind is int else "a number"
+        number, wanted = _KINDS[kind]
+        if isinstance(item, bool) or not isinstance(item, number):
             raise TypeError(f"{name} must be {wanted} or three of them, got {describe(value)}")
     if kind is float:
         return as_float(item)
@@ -123,7 +128,7 @@ def as_triple(name: str, value: object, kind: type) -> list:
     if type(value) is kind or not isinstance(value, Sequence) or isinstance(value, str):
         return [as_number(name, value, kind, value)] * 3
     if len(value) != 3:
-        wanted = "an integer" if kind is int else "a number"
+        wanted = _KINDS[kind][1]
         raise ValueError(f"{name} must be {wanted} or three of them (D, H, W), got {describe(value)}")
     return [as_number(name, item, kind, value) for item in value]
 

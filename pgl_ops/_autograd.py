@@ -57,7 +57,7 @@ def register_autograd(name: str, backward: Callable, setup_context: Callable) ->
 
     library = torch.library.Library(namespace, "FRAGMENT")
     library.impl(op_name, kernel, "Autograd", with_keyset=True)
-    kernel.__dict__["library"] = library  # whose registrations would go with it
+    kernel.__dict__["library"] = library  # when it goes, so does what it registered
 
 
 def is_plain(schema: torch._C.FunctionSchema) -> bool:
