@@ -114,8 +114,10 @@ def _encoder(arguments: Namespace) -> None:
     from pgl.export.encoder import export_encoder
 
     network = export_encoder(arguments.run, arguments.output, arguments.checkpoint)
+    above = network.get("decoder_level")
+    decoder = "" if above is None else f", and the decoder up to its stage {above},"
     say(
-        f"{arguments.output}: the encoder after {network['trained_steps']} steps; "
+        f"{arguments.output}: the encoder{decoder} after {network['trained_steps']} steps; "
         f"load it with pgl.load_encoder({str(arguments.output)!r})"
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pgl.config import PretrainConfig, settled
+from pgl.config import MethodSettings, PretrainConfig, settled
 from pgl.config_check import check as check_pretraining
 from pgl.downstream.config import RANDOM, FinetuneConfig
 from pgl.downstream.config import check as check_finetuning
@@ -126,6 +126,11 @@ class Comparison:
         return list(self.settings.tasks) if self.settings.tasks else [""]
 
     @property
+    def carries_decoder(self) -> bool:
+        """Whether PGL pretrains, and hands over, the whole U-Net."""
+        return any(run.method.features == "decoder" for run in self.pretrainings.values())
+
+    @property
     def doubts(self) -> list[str]:
         """What can be run but is perhaps not meant, a line each."""
         # Only PGL asks a place and its mirror image for the same features.
@@ -169,6 +174,9 @@ class Comparison:
         if method != "pgl":
             # Options of PGL beyond the paper.
             chosen = replace(chosen, more_levels=[])
+            if chosen.features == "decoder":
+                # The stage is one of the decoder's then, which the others do not read.
+                chosen = replace(chosen, features="encoder", feature_level=MethodSettings.feature_level)
         run = replace(
             self._pretrain,
             data=self.pretraining_cache,
@@ -235,10 +243,10 @@ def _check(settings: CompareSettings) -> None:
 
 
 def _check_shared(pretrain: PretrainConfig, finetune: FinetuneConfig) -> None:
-    if pretrain.method.features == "decoder":
+    if pretrain.method.features == "decoder" and finetune.decoder_convs != 1:
         raise ValueError(
-            "pretrain.method.features must be encoder, got decoder: only encoders are carried over to "
-            "fine-tuning"
+            "finetune.decoder_convs must be 1 with pretrain.method.features decoder, as in the decoder that "
+            f"is pretrained, got {finetune.decoder_convs}"
         )
     if finetune.encoder is not None and finetune.encoder != pretrain.encoder:
         raise ValueError(

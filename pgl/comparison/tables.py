@@ -178,6 +178,11 @@ def notes(comparison: Comparison, done: Done) -> list[str]:
         "pretraining.",
         "Models Genesis takes its own intensities, HU in [−1000, 1000] scaled to [0, 1], in fine-tuning too.",
     ]
+    if comparison.carries_decoder:
+        told.append(
+            "From pgl the decoder is carried over as well, as far as it was pretrained; from the others the "
+            "encoder alone."
+        )
     if seeds == 1:
         told.append("One seed: nothing tells how much another seed changes; intervals are over cases alone.")
     elif seeds < 3:

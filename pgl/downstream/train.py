@@ -51,7 +51,7 @@ from pgl.downstream.setup import (
     say_loaded,
 )
 from pgl.downstream.splits import Split, split_cases
-from pgl.export import read_export
+from pgl.export import read_export, unet_weights
 from pgl.kept_memory import keep_freed_memory
 from pgl.lock import only_writer, reading
 from pgl.manifest import sha256_of
@@ -122,7 +122,7 @@ class _Run:
         self.network: nn.Module = seeded_module(
             config.seed, lambda: build_unet(self.description, outputs, config.decoder_convs)
         )
-        loaded = load_pretrained(self.network, export["network_weights"], config.weights) if export else None
+        loaded = load_pretrained(self.network, unet_weights(export), config.weights) if export else None
         optimizer = build_optimizer(self.network, config.optimizer)
         self.forward, self.optimizer = self.fabric.setup(self.network, optimizer)
         saved = load_state(folder, config, split)

@@ -33,8 +33,20 @@ def check_content(path: Path, content: dict[str, Any]) -> None:
     for key, (holds, expected) in _EXPECTED.items():
         if not holds(network[key]):
             raise ValueError(f"{path}: network.{key} must be {expected}, got {network[key]!r}")
+    _check_tensors(path, "network_weights", weights)
+    if "decoder_weights" in content:
+        _check_tensors(path, "decoder_weights", content["decoder_weights"])
+        stages, level = network["arguments"].get("n_stages"), network.get("decoder_level")
+        if not (_is_whole(stages) and _is_whole(level) and level < stages - 1):
+            raise ValueError(
+                f"{path}: network.decoder_level must be a stage of the decoder, got {level!r} with "
+                f"{stages!r} stages of the encoder"
+            )
+
+
+def _check_tensors(path: Path, key: str, weights: Any) -> None:
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise ValueError(f"{path}: 'network_weights' must be a dict of tensors")
+        raise ValueError(f"{path}: {key!r} must be a dict of tensors")
     for name, tensor in weights.items():
         # A tensor can claim any shape by strides of zero; memory is only taken for what the file holds.
         size = tensor.numel() * tensor.element_size()

@@ -5,6 +5,8 @@ Keys of an exported file::
     format               "pgl-encoder"
     format_version       1
     network_weights      the online encoder's state dict; its names are those of nnU-Net's ``encoder.*``
+    decoder_weights      of a run with ``method.features decoder`` only: what it trained of the decoder, under
+                         the names of nnU-Net's ``decoder.*``
     network
         class            dotted name of the network's class
         arguments        what to construct it with, classes as dotted names
@@ -17,6 +19,7 @@ Keys of an exported file::
         pgl_ops_version  version that wrote the file
         format_version   as above
         trained_steps    optimiser steps behind these weights
+        decoder_level    with ``decoder_weights``: the finest stage of the decoder that was trained
 
 It is written with ``torch.save`` and loads with ``torch.load(FILE, weights_only=True)``.
 """
@@ -25,7 +28,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from torch import Tensor, nn
 
 import pgl
 from pgl.atomic import atomic_path
+from pgl.backbone import build_decoder
 from pgl.checkpoint import checkpoint_path, load_checkpoint
 from pgl.export.checks import check_content
 from pgl.networks import ENCODER_CLASS, build_encoder
@@ -85,7 +89,7 @@ def encoder_of(source: str | os.PathLike[str], checkpoint: str = "last") -> dict
     if not Path(source).is_file():
         return encoder_of_run(source, checkpoint)
     content = read_export(source)
-    restore(content["network"], content["network_weights"], str(source))
+    _check_networks(content, str(source))
     return content
 
 
@@ -108,20 +112,24 @@ def encoder_of_run(run: str | os.PathLike[str], checkpoint: str = "last") -> dic
             "restore it from a copy, or take another checkpoint of the run"
         ) from error
     check_content(path, content)
-    restore(content["network"], content["network_weights"], str(path))
+    _check_networks(content, str(path))
     return content
 
 
 def _content(checkpoint: dict[str, Any]) -> dict[str, Any]:
     arguments = checkpoint["network"]["arguments"]
     config = checkpoint["config"]
+    decoder_level = _decoder_level(checkpoint)
+    decoder: dict[str, Any] = {}
+    if decoder_level is not None:
+        decoder["decoder_weights"] = _own_copies(
+            trained_of_decoder(checkpoint["online"]["decoder"], arguments["n_stages"], decoder_level)
+        )
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        # A clone per tensor: one that shares a larger storage would drag all of it into the file.
-        "network_weights": {
-            name: tensor.detach().cpu().clone() for name, tensor in checkpoint["online"]["encoder"].items()
-        },
+        "network_weights": _own_copies(checkpoint["online"]["encoder"]),
+        **decoder,
         "network": {
             **checkpoint["network"],
             "input_channels": arguments["input_channels"],
@@ -133,7 +141,34 @@ def _content(checkpoint: dict[str, Any]) -> dict[str, Any]:
             "pgl_ops_version": pgl.__version__,
             "format_version": FORMAT_VERSION,
             "trained_steps": checkpoint["step"],
+            **({} if decoder_level is None else {"decoder_level": decoder_level}),
         },
+    }
+
+
+def _own_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A clone per tensor: one that shares a larger storage would drag all of it into the file."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+def _decoder_level(checkpoint: dict[str, Any]) -> int | None:
+    """The finest stage of the decoder that was pretrained, None where only the encoder was."""
+    method = checkpoint["config"]["method"]
+    if method.get("features") != "decoder":
+        return None
+    # Stages may be counted from the deepest of the decoder's, of which there is one fewer.
+    stages = checkpoint["network"]["arguments"]["n_stages"] - 1
+    return min(level % stages for level in (method["feature_level"], *method.get("more_levels", [])))
+
+
+def trained_of_decoder(tensors: Mapping[str, Tensor], n_stages: int, level: int) -> dict[str, Tensor]:
+    """Those tensors of a decoder that work towards its stage ``level``; the segmentation layers do not."""
+    # The decoder counts its stages from the deepest, ``level`` counts from the finest.
+    used = n_stages - 1 - level
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if (parts := name.split("."))[0] in ("stages", "transpconvs") and int(parts[1]) < used
     }
 
 
@@ -223,14 +258,7 @@ def restore(network: dict[str, Any], weights: dict[str, Tensor], source: str) ->
         raise ValueError(
             f"{source}: the network cannot be built from its arguments: {_first_line(error)}"
         ) from error
-    wanted = encoder.state_dict()
-    wrong = [f"{name} is missing" for name in wanted if name not in weights]
-    wrong += [f"{name} is not part of it" for name in weights if name not in wanted]
-    wrong += [
-        f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
+    wrong = _misfits(encoder.state_dict(), weights)
     if wrong:
         raise ValueError(
             f"{source}: the weights do not fit the network that the file describes: {listed(wrong)}"
@@ -238,6 +266,42 @@ def restore(network: dict[str, Any], weights: dict[str, Tensor], source: str) ->
     encoder.to_empty(device="cpu")
     encoder.load_state_dict(weights, strict=True)
     return encoder
+
+
+def unet_weights(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an exported file: the encoder's by their own names, the decoder's as ``decoder.*``."""
+    decoder = content.get("decoder_weights", {})
+    return {
+        **content["network_weights"],
+        **{f"decoder.{name}": tensor for name, tensor in decoder.items()},
+    }
+
+
+def _check_networks(content: dict[str, Any], source: str) -> None:
+    """Raise ValueError if the weights do not fit what the file says of the network."""
+    encoder = restore(content["network"], content["network_weights"], source)
+    if "decoder_weights" not in content:
+        return
+    with torch.device("meta"):
+        whole = build_decoder(encoder.to("meta")).state_dict()
+    arguments, level = content["network"]["arguments"], content["network"]["decoder_level"]
+    wanted = trained_of_decoder(whole, arguments["n_stages"], level)
+    wrong = _misfits(wanted, content["decoder_weights"])
+    if wrong:
+        raise ValueError(
+            f"{source}: the decoder's weights do not fit the network that the file describes: {listed(wrong)}"
+        )
+
+
+def _misfits(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    wrong = [f"{name} is missing" for name in wanted if name not in weights]
+    wrong += [f"{name} is not part of it" for name in weights if name not in wanted]
+    wrong += [
+        f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    return wrong
 
 
 def listed(items: Sequence[str], limit: int = 12) -> str:

@@ -2,9 +2,9 @@
 
 nnU-Net's loader reads ``network_weights`` and wants every tensor of its own network there with its shape,
 but for the segmentation layers (``.seg_layers.``), which it never loads. So the whole U-Net of the plans is
-built, the encoder is copied in, and the state dict is saved under all its names: nnU-Net's modules register
-the same tensor more than once (``.all_modules.``, ``decoder.encoder.``), and in the file these share their
-values too.
+built, the encoder is copied in (and the decoder, where that was pretrained), and the state dict is saved
+under all its names: nnU-Net's modules register the same tensor more than once (``.all_modules.``,
+``decoder.encoder.``), and in the file these share their values too.
 
 Keys of the file: ``network_weights``, and under ``pgl`` what it was made of, as plain data.
 """
@@ -12,6 +12,7 @@ Keys of the file: ``network_weights``, and under ``pgl`` what it was made of, as
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class NnunetExport:
         trained_steps: optimiser steps of pretraining behind the weights.
         pretrained: tensors that pretraining trained.
         untrained: tensors of encoder stages beyond the trained one, which hold their initial values.
-        fresh: tensors of the decoder, with new random values.
+        fresh: tensors of the decoder with new random values: all that was not pretrained.
         segmentation: tensors that nnU-Net draws itself, whatever the file holds.
         plans_name: the name of the plans to train with (``-p``).
         notes: what nnU-Net would feed the network differently from pretraining.
@@ -65,7 +66,8 @@ def export_nnunet(
     checkpoint: str = "last",
     seed: int = 0,
 ) -> NnunetExport:
-    """Write the weights of the plans' whole network, its encoder pretrained, to ``output``.
+    """Write the weights of the plans' whole network, its encoder pretrained, to ``output``; and its decoder,
+    where that was pretrained and has as many convolutions in the plans.
 
     Args:
         source: the folder of ``pgl pretrain``, or a file of ``pgl export --format encoder``.
@@ -109,6 +111,14 @@ def export_nnunet(
     decoder = planned["architecture"]["arch_kwargs"].get("n_conv_per_stage_decoder")
     unet = seeded_module(seed, lambda: _build(network, decoder, outputs, str(plans)))
     unet.encoder.load_state_dict(content["network_weights"], strict=True)
+    above, notes = content.get("decoder_weights", {}), []
+    if not _fits(unet.decoder, above):
+        above = {}
+        notes.append(
+            f"n_conv_per_stage_decoder is {decoder} in the plans, and 1 a stage in pretraining: the "
+            "pretrained decoder is left out"
+        )
+    unet.decoder.load_state_dict(above, strict=False)
     file = {
         # As it is: tensors of several names share their memory, and so they do in the file.
         "network_weights": dict(unet.state_dict()),
@@ -120,8 +130,8 @@ def export_nnunet(
     return NnunetExport(
         trained_steps=network["trained_steps"],
         plans_name=str(document.get("plans_name")) if write_plans is None else target.stem,
-        notes=input_notes(network, document, planned),
-        **_count(unet, network["feature_level"]),
+        notes=[*notes, *input_notes(network, document, planned)],
+        **_count(unet, network["feature_level"], above),
     )
 
 
@@ -227,7 +237,16 @@ def _made_of(network: dict[str, Any], configuration: str) -> dict[str, Any]:
     return {"network": network, "configuration": configuration, "pgl_ops_version": pgl.__version__}
 
 
-def _count(unet: nn.Module, feature_level: int) -> dict[str, int]:
+def _fits(decoder: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the decoder's stages that the tensors are of have these tensors and no others."""
+    there = decoder.state_dict()
+    parts = {tuple(name.split(".")[:2]) for name in tensors}
+    return {name: tensor.shape for name, tensor in tensors.items()} == {
+        name: tensor.shape for name, tensor in there.items() if tuple(name.split(".")[:2]) in parts
+    }
+
+
+def _count(unet: nn.Module, feature_level: int, decoder: Collection[str]) -> dict[str, int]:
     seen: set[int] = set()
     counts = {"pretrained": 0, "untrained": 0, "fresh": 0, "segmentation": 0}
     # Encoder names come first, so that its tensors count there and not under decoder.encoder.
@@ -235,7 +254,7 @@ def _count(unet: nn.Module, feature_level: int) -> dict[str, int]:
         if _address(tensor) in seen:
             continue
         seen.add(_address(tensor))
-        counts[_origin(name, feature_level)] += 1
+        counts[_origin(name, feature_level, decoder)] += 1
     return counts
 
 
@@ -243,10 +262,10 @@ def _address(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
-def _origin(name: str, feature_level: int) -> str:
+def _origin(name: str, feature_level: int, decoder: Collection[str]) -> str:
     if _SEGMENTATION in name:
         return "segmentation"
     if not name.startswith("encoder."):
-        return "fresh"
+        return "pretrained" if name.removeprefix("decoder.") in decoder else "fresh"
     parts = name.split(".")
     return "untrained" if parts[1] == "stages" and int(parts[2]) > feature_level else "pretrained"

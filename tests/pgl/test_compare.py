@@ -108,9 +108,6 @@ def test_networks_that_would_not_be_alike_are_refused(data, tmp_path):
         Comparison(settings, pre, replace(tune, encoder=other))
     with pytest.raises(ValueError, match=r"finetune\.intensity must be left out"):
         Comparison(settings, pre, replace(tune, intensity=IntensitySettings()))
-    pre.method.features, pre.method.feature_level = "decoder", 0
-    with pytest.raises(ValueError, match="only encoders are carried over"):
-        Comparison(settings, pre, tune)
 
 
 @pytest.mark.parametrize(
