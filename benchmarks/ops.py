@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,6 +24,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 import torch
 
 import pgl_ops
+from benchmarks.machine import machine
+from benchmarks.ops_tables import draw, print_table, summary
+from benchmarks.timing import Replay, copy_bandwidth, extra_memory, launch_seconds, paired, replay
 from benchmarks.workloads import Case, loss_cases, roi_cases, roi_workloads, torchvision_roi_align
 
 RESULTS = Path(__file__).parent / "results"
@@ -195,106 +196,6 @@ def check_equal(case: Case, peer: str, ours: torch.Tensor, theirs: torch.Tensor)
         raise RuntimeError(f"{case.workload} {case.direction}: {peer} differs by {difference:g} of {scale:g}")
 
 
-def paired(ours, theirs, device: torch.device, seconds: float) -> tuple[list[float], list[float]]:
-    """Seconds of a run, the median of each turn, for both."""
-    times: tuple[list[float], list[float]] = ([], [])
-    began = time.perf_counter()
-    while len(times[0]) < 3 or (time.perf_counter() - began < seconds and len(times[0]) < 100):
-        for run, spent in zip((ours, theirs), times, strict=True):
-            spent.append(turn(run, device))
-    return times
-
-
-def turn(run, device: torch.device, least: float = 0.02, most_runs: int = 20) -> float:
-    """The median of some runs after one that warms up; the shorter a run, the more."""
-    if isinstance(run, Replay):
-        run.seconds()
-        return run.seconds()
-    timed(run, device)
-    times = [timed(run, device)]
-    while sum(times) < least and len(times) < most_runs:
-        times.append(timed(run, device))
-    return median(times)
-
-
-def timed(run, device: torch.device) -> float:
-    """Seconds of one run; by events on a GPU."""
-    if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
-#: A run this long hides its launches by itself.
-LONG_SECONDS = 5e-3
-
-
-class Replay:
-    """A function's kernels as a CUDA graph of a few repetitions, so that no launch waits for the host.
-
-    The inputs stay where they are; what fits into the second-level cache is found there again, by all alike.
-    """
-
-    REPEATS = 5
-
-    def __init__(self, run) -> None:
-        for _ in range(2):
-            run()
-        torch.cuda.synchronize()
-        self.graph = torch.cuda.CUDAGraph()
-        # The stream that the forward pass ran on, which a backward pass returns to.
-        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
-            for _ in range(self.REPEATS):
-                run()
-        self.seconds()
-
-    def seconds(self) -> float:
-        """Of one of the repetitions."""
-        return timed(self.graph.replay, torch.device("cuda")) / self.REPEATS
-
-
-def replay(run, device: torch.device):
-    """The function as a graph where the device has graphs, it can be captured, and launches may matter."""
-    if device.type != "cuda" or min(timed(run, device) for _ in range(2)) > LONG_SECONDS:
-        return run
-    try:
-        return Replay(run)
-    except RuntimeError as error:
-        torch.cuda.synchronize()
-        print(f"timed call by call, as it cannot be captured: {str(error).splitlines()[0]}", file=sys.stderr)
-        return run
-
-
-def extra_memory(run, device: torch.device) -> int:
-    """Most memory of torch's allocator that one run holds beyond what was held before it.
-
-    What kernels take besides is not seen: on the CPU a few hundred KiB a thread.
-    """
-    if device.type != "cuda":
-        with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-        ) as profile:
-            run()
-        held = most = 0
-        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            held += event.nbytes()
-            most = max(most, held)
-        return most
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
 def host_overhead() -> dict[str, float]:
     """Microseconds of a call on a single voxel, the best of many turns: what it costs besides its work."""
     volume = torch.zeros(1, 1, 1, 1, 1)
@@ -314,26 +215,6 @@ def host_overhead() -> dict[str, float]:
 
     turns = [{name: each(call) for name, call in calls.items()} for _ in range(40)]
     return {name: min(turn[name] for turn in turns) for name in calls}
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second (read plus written) of a copy much larger than the caches, the fastest way."""
-    size = 1 << (30 if device.type == "cuda" else 27)
-    source = torch.zeros(size, dtype=torch.uint8, device=device).random_()
-    target = torch.empty_like(source)
-    ways = [lambda: target.copy_(source)]
-    if device.type == "cuda":  # a kernel of vectors can be faster than the driver's copy
-        words = source.view(torch.int64), target.view(torch.int64)
-        ways.append(lambda: torch.bitwise_not(words[0], out=words[1]))
-    return 2 * size / min(median([timed(way, device) for _ in range(10)][1:]) for way in ways)
-
-
-def launch_seconds(device: torch.device) -> float | None:
-    """What the smallest kernel takes in a graph of many: the least that any call can."""
-    if device.type != "cuda":
-        return None
-    one = torch.zeros(1, device=device)
-    return Replay(lambda: one.fill_(1.0)).seconds()
 
 
 def missed_bars(row: dict) -> list[str]:
@@ -365,96 +246,14 @@ def missed_goals(row: dict) -> list[str]:
 
 def header(device: torch.device, bandwidth: float) -> dict:
     """Where and with what the record was made."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True
-    ).stdout.strip()
+    least = launch_seconds(device)
     return {
-        "date": time.strftime("%Y-%m-%d"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **machine(device),
         "pgl_ops": pgl_ops.build_info(),
-        "commit": commit or "unknown",
         "copy_gigabytes_per_second": bandwidth / 1e9,
-        "smallest_kernel_us": None if (least := launch_seconds(device)) is None else least * 1e6,
+        "smallest_kernel_us": None if least is None else least * 1e6,
         "torchvision_ops": torchvision_roi_align() is not None,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown CPU"
-
-
-def summary(row: dict) -> str:
-    """A row in one line."""
-    ratios = ", ".join(f"{ratio:.1f}x {peer}" for peer, ratio in row["ratio"].items())
-    return f"{row['workload']} {row['direction']} {row['dtype']} {row['layout']}: {ratios}"
-
-
-def print_table(record: dict) -> None:
-    """The record as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    head = record["header"]
-    torchvision = "" if head["torchvision_ops"] else "; torchvision's compiled ops are not available here"
-    title = (
-        f"{head['device']}, {head['threads']} threads, torch {head['torch']}, {head['commit']}{torchvision}"
-    )
-    table = Table(title=title)
-    for name in ("workload", "direction", "dtype", "layout", "ms", "faster than", "bandwidth", "extra MiB"):
-        table.add_column(name, justify="right" if name in ("ms", "bandwidth", "extra MiB") else "left")
-    for row in record["rows"]:
-        extra = row["extra_bytes"]["ours"]
-        table.add_row(
-            row["workload"],
-            row["direction"],
-            row["dtype"],
-            row["layout"],
-            f"{row['milliseconds']:.3f}",
-            ", ".join(f"{peer} {ratio:.1f}x" for peer, ratio in row["ratio"].items()),
-            f"{row['share_of_copy_bandwidth']:.0%}",
-            f"{extra / 2**20:.1f}",
-        )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def draw(record: dict, path: Path) -> None:
-    """The ratios as a bar chart."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    bars = [
-        (f"{row['workload']} {row['direction']} {row['dtype']} {row['layout']}", peer, ratio)
-        for row in record["rows"]
-        for peer, ratio in row["ratio"].items()
-    ]
-    peers = sorted({peer for _, peer, _ in bars})
-    colours = dict(
-        zip(peers, ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"], strict=False)
-    )
-    figure, axes = plt.subplots(figsize=(9, 0.28 * len(bars) + 1.5), layout="constrained")
-    axes.barh(
-        [f"{name} vs {peer}" for name, peer, _ in bars],
-        [r for *_, r in bars],
-        color=[colours[p] for _, p, _ in bars],
-    )
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set_xscale("log")
-    axes.invert_yaxis()
-    axes.set_xlabel("times faster than the peer (paired medians)")
-    axes.tick_params(labelsize=7)
-    head = record["header"]
-    axes.set_title(f"{head['device']}, {head['threads']} threads, torch {head['torch']}", fontsize=9)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 import pgl_ops
-from benchmarks.ops import RESULTS, header, timed
+from benchmarks.ops import RESULTS, header
+from benchmarks.timing import timed
 from pgl_ops import reference
 
 SIZES = ((1, 1, 1), (3, 5, 7), (1, 17, 33), (8, 24, 24))
