@@ -92,7 +92,7 @@ def ablate(
         seeds: at least one.
         rows: names in :mod:`pgl.ablation_rows`.
         say: gets a line before each run.
-        tuning: fine-tune each run's encoder for its Dice. The pretrainings then leave out the test cases.
+        tuning: fine-tune each run's network for its Dice. The pretrainings then leave out the test cases.
 
     Returns:
         A dict for each run (:func:`pgl.ablation_table.row_of`).

@@ -1,4 +1,6 @@
-"""Dice of the runs of an ablation: their encoders fine-tuned on the same labels, tested on the same cases."""
+"""Dice of the runs of an ablation: what they pretrained is fine-tuned on the same labels and tested on the
+same cases.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from pgl.comparison.runs import refuse_other_settings, run_finetuning
 from pgl.comparison.unseen import write_unseen
 from pgl.config import PretrainConfig
 from pgl.downstream.config import RANDOM, FinetuneConfig, check, to_plain
-from pgl.export import export_encoder
+from pgl.export import export_encoder, read_export
 from pgl.manifest import sha256_of
 from pgl.run_folder import CONFIG, ENVIRONMENT, cases_of
 
@@ -76,12 +78,19 @@ class Tuning:
         return run_finetuning(tuning)
 
     def check(self, run: PretrainConfig) -> None:
-        """Refuse a fine-tuning that is there with other settings.
+        """Refuse a fine-tuning that is there with other settings, or that an earlier version did, which left
+        a pretrained decoder out.
 
         Raises:
             ValueError: names them.
         """
         tuning = self.of(run)
+        file = Path(tuning.weights)
+        if run.method.features == "decoder" and file.is_file() and "decoder_weights" not in read_export(file):
+            raise ValueError(
+                f"{file} holds the encoder alone, as an earlier version exported it, but {run.output} "
+                f"trained the decoder as well: delete it and {tuning.output}, and ablate again"
+            )
         refuse_other_settings(Path(tuning.output), to_plain(tuning))
 
     def dice(self, run: PretrainConfig) -> float | None:

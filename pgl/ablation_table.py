@@ -43,7 +43,7 @@ def write_tables(
     Args:
         config: what the runs share; ``output`` is the folder of the ablation.
         runs: their settings, by seed and row.
-        dice: of their encoders, fine-tuned; empty where that was not done.
+        dice: of their networks, fine-tuned; empty where that was not done.
 
     Returns:
         A dict for each run (:func:`row_of`).
@@ -73,7 +73,7 @@ def row_of(
         run: its settings.
         facts: what it left behind.
         shared: the settings that all rows share.
-        dice: of its encoder after fine-tuning, if that was done.
+        dice: after fine-tuning, if that was done.
     """
     first, last, best = facts.untrained or {}, (facts.measured[-1:] or [{}])[0], facts.best or {}
     untrained, trained = number(first, "matching_accuracy"), number(last, "matching_accuracy")
@@ -167,7 +167,8 @@ def markdown(means: Sequence[dict[str, Any]]) -> str:
         "not measured"
         if means[0]["downstream_dice"] is None
         else (
-            "mean over classes and test cases, which no run has seen, of the last encoder after fine-tuning"
+            "mean over classes and test cases, which no run has seen, after fine-tuning from the last step's "
+            "encoder (and decoder, in a row that pretrains it)"
         )
     )
     return (

@@ -117,12 +117,18 @@ def chosen_levels(
     Raises:
         ValueError: there is no such stage, or one is chosen twice.
     """
-    stages = len(settings.strides) - int(decoder)
-    of = "of the decoder" if decoder else "of the encoder"
+    return stages_by_number(
+        len(settings.strides) - int(decoder), level, more_levels, "decoder" if decoder else "encoder"
+    )
+
+
+def stages_by_number(stages: int, level: int, more_levels: Sequence[int], of: str) -> list[int]:
+    """:func:`chosen_levels` of so many stages, ``of`` what they are."""
     for name, one in (("feature_level", level), *(("more_levels", one) for one in more_levels)):
         if not -stages <= one < stages:
             raise ValueError(
-                f"method.{name} must lie in [{-stages}, {stages - 1}] for the {stages} stages {of}, got {one}"
+                f"method.{name} must lie in [{-stages}, {stages - 1}] for the {stages} stages of the {of}, "
+                f"got {one}"
             )
     levels = [one % stages for one in (level, *more_levels)]
     if len(set(levels)) < len(levels):

@@ -380,7 +380,7 @@ COMMANDS = {
         f"{_TRIPLES} Runs that are done are kept; the same command goes on with the others.",
     ),
     "export": Command(
-        "write a run's encoder to one file, for PyTorch and MONAI or for nnU-Net",
+        "write a run's weights to one file, for fine-tuning, PyTorch and MONAI, or for nnU-Net",
         "RUN --output FILE [--format encoder|nnunet|nnssl] [--checkpoint last|best|initial] [options]",
         _export_arguments,
         _export,

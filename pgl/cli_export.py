@@ -114,11 +114,14 @@ def _encoder(arguments: Namespace) -> None:
     from pgl.export.encoder import export_encoder
 
     network = export_encoder(arguments.run, arguments.output, arguments.checkpoint)
-    above = network.get("decoder_level")
-    decoder = "" if above is None else f", and the decoder up to its stage {above},"
+    after = f"after {network['trained_steps']} steps"
+    load = f"pgl.load_encoder({str(arguments.output)!r})"
+    if "decoder_level" not in network:
+        say(f"{arguments.output}: the encoder {after}; load it with {load}")
+        return
     say(
-        f"{arguments.output}: the encoder{decoder} after {network['trained_steps']} steps; "
-        f"load it with pgl.load_encoder({str(arguments.output)!r})"
+        f"{arguments.output}: encoder and decoder (its stage {network['decoder_level']} and coarser ones) "
+        f"{after}; `pgl finetune --weights` takes both, {load} the encoder"
     )
 
 

@@ -100,7 +100,7 @@ class Comparison:
         self.settings = settings
         self.folder = Path(settings.output)
         _check(settings)
-        _check_shared(pretrain, finetune)
+        _check_shared(pretrain, finetune, settings.initialisations)
         self._pretrain, self._finetune = pretrain, finetune
         self.pretrainings = {
             (method, seed): self._pretraining(method, seed)
@@ -242,8 +242,14 @@ def _check(settings: CompareSettings) -> None:
         raise ValueError("tasks must name at least one task, or be left out")
 
 
-def _check_shared(pretrain: PretrainConfig, finetune: FinetuneConfig) -> None:
-    if pretrain.method.features == "decoder" and finetune.decoder_convs != 1:
+def _check_shared(pretrain: PretrainConfig, finetune: FinetuneConfig, initialisations: Sequence[str]) -> None:
+    whole = pretrain.method.features == "decoder"
+    if whole and "pgl" not in initialisations:
+        raise ValueError(
+            "pretrain.method.features decoder is an option of pgl, which is not among the initialisations "
+            f"{', '.join(initialisations)}: leave it out"
+        )
+    if whole and finetune.decoder_convs != 1:
         raise ValueError(
             "finetune.decoder_convs must be 1 with pretrain.method.features decoder, as in the decoder that "
             f"is pretrained, got {finetune.decoder_convs}"

@@ -72,22 +72,31 @@ def _markdown(
     return f"{table}\n{told}\n## {TITLE}\n\n{second}\n- {NOTE}\n"
 
 
+def _of_pretrainings(comparison: Comparison) -> dict[str, Any]:
+    """The settings that all pretrainings share; those that PGL alone has say so."""
+    by_method = {method: flat(plain_pretraining(run)) for (method, _), run in comparison.pretrainings.items()}
+    shown = by_method.get("pgl", next(iter(by_method.values())))
+    return {
+        key if all(named[key] == value for named in by_method.values()) else f"{key} (pgl alone)": value
+        for key, value in shown.items()
+        # What makes the method, and the intensities that belong to it.
+        if key != "method.name" and not key.startswith("intensity.")
+    }
+
+
 def _page(
     comparison: Comparison, done: Done, entries: list[dict[str, Any]], by_class: list[list[str]]
 ) -> str:
     settings, runs = comparison.settings, rows_of(done)
     plot = base64.b64encode((comparison.folder / f"{TABLE}.png").read_bytes()).decode("ascii")
-    pretrain = next(iter(comparison.pretrainings.values()), None)
-    shown: dict[str, dict[str, Any]] = {"Fine-tuning": plain_finetuning(comparison.tunings[0].config)}
-    if pretrain is not None:
-        plain = plain_pretraining(pretrain)
-        del plain["method"]["name"]
-        del plain["intensity"]
-        shown = {"Pretraining": plain, **shown}
+    shown = {"Fine-tuning": flat(plain_finetuning(comparison.tunings[0].config))}
+    if comparison.pretrainings:
+        shown = {"Pretraining": _of_pretrainings(comparison), **shown}
     template = (resources.files("pgl.comparison") / "page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(template).render(
         folder=comparison.folder.resolve().name,
+        carries_decoder=comparison.carries_decoder,
         complete=len(done) == len(comparison.tunings),
         done=len(done),
         planned=len(comparison.tunings),
@@ -106,8 +115,8 @@ def _page(
         run_headings=list(runs[0]),
         runs=[[shown_value(value) for value in row.values()] for row in runs],
         settings={
-            title: {k: shown_value(v) for k, v in flat(plain).items() if k not in _SET_BY_COMPARE}
-            for title, plain in shown.items()
+            title: {k: shown_value(v) for k, v in named.items() if k not in _SET_BY_COMPARE}
+            for title, named in shown.items()
         },
         version=pgl.__version__,
         written=time.strftime("%Y-%m-%d %H:%M"),

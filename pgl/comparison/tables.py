@@ -180,8 +180,7 @@ def notes(comparison: Comparison, done: Done) -> list[str]:
     ]
     if comparison.carries_decoder:
         told.append(
-            "From pgl the decoder is carried over as well, as far as it was pretrained; from the others the "
-            "encoder alone."
+            "From pgl the decoder is carried over as well, as far as it was pretrained; from no other method."
         )
     if seeds == 1:
         told.append("One seed: nothing tells how much another seed changes; intervals are over cases alone.")

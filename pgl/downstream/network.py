@@ -59,7 +59,7 @@ def build_unet(description: Mapping[str, Any], outputs: int, decoder_convs: int 
 
 
 def load_pretrained(unet: nn.Module, weights: Mapping[str, Tensor], source: str) -> Loaded:
-    """Copy an encoder's tensors into a U-Net.
+    """Copy pretrained tensors into a U-Net.
 
     Args:
         unet: of :func:`build_unet`.

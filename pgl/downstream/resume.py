@@ -43,7 +43,13 @@ def prepare_folder(folder: Path, config: FinetuneConfig) -> None:
 
 
 def save_state(
-    folder: Path, config: FinetuneConfig, split: Split, step: int, network: nn.Module, optimizer: Any
+    folder: Path,
+    config: FinetuneConfig,
+    weights_sha256: str | None,
+    split: Split,
+    step: int,
+    network: nn.Module,
+    optimizer: Any,
 ) -> None:
     """Write last.pt, atomically."""
     state = optimizer.state_dict()
@@ -52,6 +58,7 @@ def save_state(
         "format_version": FORMAT_VERSION,
         "step": step,
         "config": to_plain(config),
+        "weights_sha256": weights_sha256,
         "split": dict(vars(split)),
         "network": dict(network.state_dict()),
         "optimizer": {
@@ -63,11 +70,14 @@ def save_state(
         torch.save(content, stream)
 
 
-def load_state(folder: Path, config: FinetuneConfig, split: Split) -> dict[str, Any] | None:
+def load_state(
+    folder: Path, config: FinetuneConfig, weights_sha256: str | None, split: Split
+) -> dict[str, Any] | None:
     """The state to go on from; None for a run that starts, or was stopped before its first checkpoint.
 
     Raises:
-        ValueError: the settings or the cases differ from those of the run, or the file is damaged.
+        ValueError: the settings, the weights or the cases differ from those of the run, or the file is
+            damaged.
     """
     path = folder / LAST
     if not config.resume or not path.is_file():
@@ -80,6 +90,12 @@ def load_state(folder: Path, config: FinetuneConfig, split: Split) -> dict[str, 
         raise ValueError(
             f"--resume: {', '.join(changed)} differ from the run in {folder}; give --config "
             f"{folder / CONFIG}, or another --output for a new run"
+        )
+    # Those of the first versions do not know.
+    if content.get("weights_sha256", weights_sha256) != weights_sha256:
+        raise ValueError(
+            f"--resume: {config.weights} holds other weights than those that the run in {folder} started "
+            "from; give these, or another --output for a new run"
         )
     if content["split"] != dict(vars(split)):
         raise ValueError(

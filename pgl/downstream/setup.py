@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 import pgl
 from pgl.atomic import write_json
@@ -19,6 +20,7 @@ from pgl.config import IntensitySettings
 from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.labels import LabelledCache
 from pgl.downstream.network import Loaded, summary
+from pgl.export import check_networks
 from pgl.networks import default_encoder, describe
 
 
@@ -72,6 +74,36 @@ def intensity(config: FinetuneConfig, export: dict[str, Any] | None) -> Intensit
         return IntensitySettings()
     given = export["network"]["intensity"]
     return IntensitySettings(tuple(given["clip_hu"]), given["mean_hu"], given["std_hu"])
+
+
+def pretrained_weights(
+    config: FinetuneConfig, export: dict[str, Any], description: dict[str, Any]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a weights file to load, those of a decoder as ``decoder.*``; and the names of a decoder
+    that is left out, since its stages would not be those of the network.
+
+    Raises:
+        ValueError: the decoder is not that of the encoder that the file describes.
+    """
+    encoder, above = export["network_weights"], export.get("decoder_weights")
+    if above is None:
+        return dict(encoder), []
+    check_networks(export, config.weights)
+    decoder = {f"decoder.{name}": tensor for name, tensor in above.items()}
+    if decoder_misfit(config, export, description):
+        return dict(encoder), [name for name in decoder if ".all_modules." not in name]
+    return {**encoder, **decoder}, []
+
+
+def decoder_misfit(config: FinetuneConfig, export: dict[str, Any], description: dict[str, Any]) -> str:
+    """Why a file's decoder cannot be taken; empty if it can, or if there is none."""
+    if "decoder_weights" not in export:
+        return ""
+    if description["arguments"] != export["network"]["arguments"]:
+        return "the network has another encoder than the file"
+    if config.decoder_convs != 1:
+        return f"decoder_convs is {config.decoder_convs}, and was 1 in pretraining"
+    return ""
 
 
 def check_patch(config: FinetuneConfig, description: dict[str, Any]) -> None:
@@ -133,6 +165,8 @@ def say_loaded(
     say(f"{config.weights}: {len(loaded.loaded)} tensors loaded: {summary(loaded.loaded)}")
     say(f"{len(loaded.missing)} missing, so they start at random: {summary(loaded.missing) or 'none'}")
     say(f"{len(loaded.unused)} unused: {summary(loaded.unused) or 'none'}; all names are in {where}")
+    if misfit := decoder_misfit(config, export, description(config, export)):
+        say(f"WARNING: the pretrained decoder is left out: {misfit}", style="bold red")
     if loaded.reshaped:
         count, first = len(loaded.reshaped), loaded.reshaped[0]
         say(f"WARNING: {count} have another shape and were not loaded, such as {first}", style="bold red")

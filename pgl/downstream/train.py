@@ -48,10 +48,11 @@ from pgl.downstream.setup import (
     labelled_cache,
     precision,
     prepare_source,
+    pretrained_weights,
     say_loaded,
 )
 from pgl.downstream.splits import Split, split_cases
-from pgl.export import read_export, unet_weights
+from pgl.export import read_export
 from pgl.kept_memory import keep_freed_memory
 from pgl.lock import only_writer, reading
 from pgl.manifest import sha256_of
@@ -122,10 +123,11 @@ class _Run:
         self.network: nn.Module = seeded_module(
             config.seed, lambda: build_unet(self.description, outputs, config.decoder_convs)
         )
-        loaded = load_pretrained(self.network, unet_weights(export), config.weights) if export else None
+        loaded = self._load(export) if export else None
         optimizer = build_optimizer(self.network, config.optimizer)
         self.forward, self.optimizer = self.fabric.setup(self.network, optimizer)
-        saved = load_state(folder, config, split)
+        self.weights_sha256 = None if export is None else sha256_of(Path(config.weights))
+        saved = load_state(folder, config, self.weights_sha256, split)
         self.step = 0
         if saved:
             self.step = saved["step"]
@@ -134,6 +136,12 @@ class _Run:
         self.record = RunRecord(folder, self.step, train.steps, True)
         self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
         self._write_head(export, loaded)
+
+    def _load(self, export: dict[str, Any]) -> Loaded:
+        weights, left_out = pretrained_weights(self.config, export, self.description)
+        loaded = load_pretrained(self.network, weights, self.config.weights)
+        loaded.unused += left_out
+        return loaded
 
     def run(self) -> dict[str, Any]:
         config = self.config
@@ -196,7 +204,15 @@ class _Run:
                 self.record.write("train", self.step, numbers)
                 losses, clock = [], now
             if last or stop or self.step % train.checkpoint_every == 0:
-                save_state(self.folder, config, self.split, self.step, self.network, self.optimizer)
+                save_state(
+                    self.folder,
+                    config,
+                    self.weights_sha256,
+                    self.split,
+                    self.step,
+                    self.network,
+                    self.optimizer,
+                )
             if stop and not last:
                 self.record.say(f"stopped after step {self.step}; `--resume` goes on from here")
                 raise KeyboardInterrupt
@@ -235,12 +251,11 @@ class _Run:
 
     def _results(self, scores: list[Score]) -> dict[str, Any]:
         config = self.config
-        file = None if config.weights == RANDOM else sha256_of(Path(config.weights))
         return {
             "format": RESULTS_FORMAT,
             "version": 1,
             "weights": config.weights,
-            "weights_sha256": file,
+            "weights_sha256": self.weights_sha256,
             "fraction": config.fraction,
             "seed": config.seed,
             "steps": self.step,

@@ -1,5 +1,5 @@
 """``pgl export``: pretrained weights as files for other programs, one module a format."""
 
-from pgl.export.encoder import export_encoder, load_encoder, read_export, unet_weights
+from pgl.export.encoder import check_networks, export_encoder, load_encoder, read_export
 
-__all__ = ["export_encoder", "load_encoder", "read_export", "unet_weights"]
+__all__ = ["check_networks", "export_encoder", "load_encoder", "read_export"]

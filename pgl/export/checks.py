@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# What holds tensors; the first is always there.
+WEIGHTS = ("network_weights", "decoder_weights")
+_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64}
 _NETWORK_KEYS = {
     "class", "arguments", "input_channels", "feature_strides", "feature_level", "patch_size", "spacing_mm",
     "intensity", "pgl_ops_version", "format_version", "trained_steps",
@@ -22,7 +25,7 @@ def check_content(path: Path, content: dict[str, Any]) -> None:
     Raises:
         ValueError: a key is missing or has a wrong type; it names ``path`` and the key.
     """
-    network, weights = content.get("network"), content.get("network_weights")
+    network = content.get("network")
     if not isinstance(network, dict) or not isinstance(network.get("arguments"), dict):
         raise ValueError(
             f"{path}: 'network' must be a dict with the network's class and arguments, got {network!r}"
@@ -33,9 +36,10 @@ def check_content(path: Path, content: dict[str, Any]) -> None:
     for key, (holds, expected) in _EXPECTED.items():
         if not holds(network[key]):
             raise ValueError(f"{path}: network.{key} must be {expected}, got {network[key]!r}")
-    _check_tensors(path, "network_weights", weights)
+    for key in WEIGHTS:
+        if key in content or key == WEIGHTS[0]:
+            _check_tensors(path, key, content.get(key))
     if "decoder_weights" in content:
-        _check_tensors(path, "decoder_weights", content["decoder_weights"])
         stages, level = network["arguments"].get("n_stages"), network.get("decoder_level")
         if not (_is_whole(stages) and _is_whole(level) and level < stages - 1):
             raise ValueError(
@@ -48,12 +52,16 @@ def _check_tensors(path: Path, key: str, weights: Any) -> None:
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise ValueError(f"{path}: {key!r} must be a dict of tensors")
     for name, tensor in weights.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: a tensor of {key!r} must be named by text, got {name!r}")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
+            kind = f"{tensor.dtype}, {tensor.layout} on {tensor.device}"
+            raise ValueError(f"{path}: tensor {name!r} of {key!r} must be dense real numbers, got {kind}")
         # A tensor can claim any shape by strides of zero; memory is only taken for what the file holds.
-        size = tensor.numel() * tensor.element_size()
-        if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < size:
+        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
             shape = tuple(tensor.shape)
             raise ValueError(
-                f"{path}: tensor {name!r} has shape {shape}, but the file does not hold its values"
+                f"{path}: tensor {name!r} of {key!r} has shape {shape}, but the file does not hold its values"
             )
 
 

@@ -6,13 +6,13 @@ Keys of an exported file::
     format_version       1
     network_weights      the online encoder's state dict; its names are those of nnU-Net's ``encoder.*``
     decoder_weights      of a run with ``method.features decoder`` only: what it trained of the decoder, under
-                         the names of nnU-Net's ``decoder.*``
+                         the names of nnU-Net's ``decoder.*``, see :mod:`pgl.export.decoder`
     network
         class            dotted name of the network's class
         arguments        what to construct it with, classes as dotted names
         input_channels   channels of an image
         feature_strides  [[D, H, W], ...] input voxels a feature voxel, for the feature map of each stage
-        feature_level    the stage whose features were trained, from 0; later ones hold initial weights
+        feature_level    the encoder's deepest stage that was trained, from 0; later ones hold initial weights
         patch_size       [D, H, W] voxels of the views it was trained on
         spacing_mm       [D, H, W] spacing of the volumes it was trained on
         intensity        {"clip_hu": [low, high], "mean_hu", "std_hu"}: input = (clip(HU) − mean) / std
@@ -39,7 +39,8 @@ import pgl
 from pgl.atomic import atomic_path
 from pgl.backbone import build_decoder
 from pgl.checkpoint import checkpoint_path, load_checkpoint
-from pgl.export.checks import check_content
+from pgl.export.checks import WEIGHTS, check_content
+from pgl.export.decoder import decoder_level, trained_of_decoder
 from pgl.networks import ENCODER_CLASS, build_encoder
 from pgl.safe_load import check_header, safe_load
 
@@ -89,7 +90,7 @@ def encoder_of(source: str | os.PathLike[str], checkpoint: str = "last") -> dict
     if not Path(source).is_file():
         return encoder_of_run(source, checkpoint)
     content = read_export(source)
-    _check_networks(content, str(source))
+    check_networks(content, str(source))
     return content
 
 
@@ -106,30 +107,28 @@ def encoder_of_run(run: str | os.PathLike[str], checkpoint: str = "last") -> dic
     saved = load_checkpoint(path)
     try:
         content = _content(saved)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged: its settings are not those of a run ({type(error).__name__}: {error}); "
             "restore it from a copy, or take another checkpoint of the run"
         ) from error
     check_content(path, content)
-    _check_networks(content, str(path))
+    check_networks(content, str(path))
+    for key in WEIGHTS:
+        if key in content:
+            # A clone per tensor: one that shares a larger storage would drag all of it into the file.
+            content[key] = {name: tensor.detach().clone() for name, tensor in content[key].items()}
     return content
 
 
 def _content(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The content of an exported file; its tensors are the checkpoint's own, not yet looked at."""
     arguments = checkpoint["network"]["arguments"]
     config = checkpoint["config"]
-    decoder_level = _decoder_level(checkpoint)
-    decoder: dict[str, Any] = {}
-    if decoder_level is not None:
-        decoder["decoder_weights"] = _own_copies(
-            trained_of_decoder(checkpoint["online"]["decoder"], arguments["n_stages"], decoder_level)
-        )
-    return {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "network_weights": _own_copies(checkpoint["online"]["encoder"]),
-        **decoder,
+        "network_weights": dict(checkpoint["online"]["encoder"]),
         "network": {
             **checkpoint["network"],
             "input_channels": arguments["input_channels"],
@@ -141,35 +140,15 @@ def _content(checkpoint: dict[str, Any]) -> dict[str, Any]:
             "pgl_ops_version": pgl.__version__,
             "format_version": FORMAT_VERSION,
             "trained_steps": checkpoint["step"],
-            **({} if decoder_level is None else {"decoder_level": decoder_level}),
         },
     }
-
-
-def _own_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A clone per tensor: one that shares a larger storage would drag all of it into the file."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-
-
-def _decoder_level(checkpoint: dict[str, Any]) -> int | None:
-    """The finest stage of the decoder that was pretrained, None where only the encoder was."""
-    method = checkpoint["config"]["method"]
-    if method.get("features") != "decoder":
-        return None
-    # Stages may be counted from the deepest of the decoder's, of which there is one fewer.
-    stages = checkpoint["network"]["arguments"]["n_stages"] - 1
-    return min(level % stages for level in (method["feature_level"], *method.get("more_levels", [])))
-
-
-def trained_of_decoder(tensors: Mapping[str, Tensor], n_stages: int, level: int) -> dict[str, Tensor]:
-    """Those tensors of a decoder that work towards its stage ``level``; the segmentation layers do not."""
-    # The decoder counts its stages from the deepest, ``level`` counts from the finest.
-    used = n_stages - 1 - level
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if (parts := name.split("."))[0] in ("stages", "transpconvs") and int(parts[1]) < used
-    }
+    level = decoder_level(checkpoint)
+    if level is not None:
+        content["network"]["decoder_level"] = level
+        content["decoder_weights"] = trained_of_decoder(
+            checkpoint["online"]["decoder"], arguments["n_stages"], level
+        )
+    return content
 
 
 def check_output(output: str | os.PathLike[str], example: str) -> None:
@@ -268,17 +247,12 @@ def restore(network: dict[str, Any], weights: dict[str, Tensor], source: str) ->
     return encoder
 
 
-def unet_weights(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of an exported file: the encoder's by their own names, the decoder's as ``decoder.*``."""
-    decoder = content.get("decoder_weights", {})
-    return {
-        **content["network_weights"],
-        **{f"decoder.{name}": tensor for name, tensor in decoder.items()},
-    }
+def check_networks(content: dict[str, Any], source: str) -> None:
+    """Check that the weights of an exported file fit what it says of the network, the decoder's too.
 
-
-def _check_networks(content: dict[str, Any], source: str) -> None:
-    """Raise ValueError if the weights do not fit what the file says of the network."""
+    Raises:
+        ValueError: like :func:`restore`.
+    """
     encoder = restore(content["network"], content["network_weights"], source)
     if "decoder_weights" not in content:
         return

@@ -59,7 +59,8 @@ def export_nnssl(
     """
     check_output(output, "pgl_nnssl.pth")
     content = encoder_of(source, checkpoint)
-    network = content["network"]
+    # This route has a place for the encoder alone.
+    network = {key: value for key, value in content["network"].items() if key != "decoder_level"}
     check_that_it_fits_a_unet(network)
     if patch_size is not None:
         check_patch(network, patch_size)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import pgl
 from pgl.atomic import write_json
+from pgl.export.decoder import leading_stages, stage_of
 from pgl.export.encoder import check_output, encoder_of, listed, write_tensors
 from pgl.export.new_plans import adapted
 from pgl.export.plans import differences, input_notes, read_configuration, read_json
@@ -42,7 +43,8 @@ class NnunetExport:
         fresh: tensors of the decoder with new random values: all that was not pretrained.
         segmentation: tensors that nnU-Net draws itself, whatever the file holds.
         plans_name: the name of the plans to train with (``-p``).
-        notes: what nnU-Net would feed the network differently from pretraining.
+        notes: what nnU-Net would feed the network differently from pretraining, and what of a pretrained
+            decoder does not fit.
     """
 
     trained_steps: int
@@ -67,7 +69,7 @@ def export_nnunet(
     seed: int = 0,
 ) -> NnunetExport:
     """Write the weights of the plans' whole network, its encoder pretrained, to ``output``; and its decoder,
-    where that was pretrained and has as many convolutions in the plans.
+    where that was pretrained and the plans have the same stages.
 
     Args:
         source: the folder of ``pgl pretrain``, or a file of ``pgl export --format encoder``.
@@ -111,14 +113,7 @@ def export_nnunet(
     decoder = planned["architecture"]["arch_kwargs"].get("n_conv_per_stage_decoder")
     unet = seeded_module(seed, lambda: _build(network, decoder, outputs, str(plans)))
     unet.encoder.load_state_dict(content["network_weights"], strict=True)
-    above, notes = content.get("decoder_weights", {}), []
-    if not _fits(unet.decoder, above):
-        above = {}
-        notes.append(
-            f"n_conv_per_stage_decoder is {decoder} in the plans, and 1 a stage in pretraining: the "
-            "pretrained decoder is left out"
-        )
-    unet.decoder.load_state_dict(above, strict=False)
+    taken, notes = _hand_over_decoder(unet.decoder, content.get("decoder_weights", {}), decoder)
     file = {
         # As it is: tensors of several names share their memory, and so they do in the file.
         "network_weights": dict(unet.state_dict()),
@@ -131,7 +126,7 @@ def export_nnunet(
         trained_steps=network["trained_steps"],
         plans_name=str(document.get("plans_name")) if write_plans is None else target.stem,
         notes=[*notes, *input_notes(network, document, planned)],
-        **_count(unet, network["feature_level"], above),
+        **_count(unet, network["feature_level"], taken),
     )
 
 
@@ -237,16 +232,24 @@ def _made_of(network: dict[str, Any], configuration: str) -> dict[str, Any]:
     return {"network": network, "configuration": configuration, "pgl_ops_version": pgl.__version__}
 
 
-def _fits(decoder: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the decoder's stages that the tensors are of have these tensors and no others."""
-    there = decoder.state_dict()
-    parts = {tuple(name.split(".")[:2]) for name in tensors}
-    return {name: tensor.shape for name, tensor in tensors.items()} == {
-        name: tensor.shape for name, tensor in there.items() if tuple(name.split(".")[:2]) in parts
-    }
+def _hand_over_decoder(
+    decoder: nn.Module, pretrained: Mapping[str, Tensor], convolutions: Any
+) -> tuple[set[str], list[str]]:
+    """Copy what was pretrained of the decoder, as far as the plans' has the same stages: the names of what
+    was copied, and a note about the rest.
+    """
+    fitting = leading_stages(pretrained, decoder.state_dict())
+    decoder.load_state_dict(fitting, strict=False)
+    if len(fitting) == len(pretrained):
+        return set(fitting), []
+    rest = len({stage_of(name) for name in pretrained} - {stage_of(name) for name in fitting})
+    return set(fitting), [
+        f"{rest} of the decoder's pretrained stages are left out and start afresh: n_conv_per_stage_decoder "
+        f"is {convolutions} in the plans, and was 1 a stage in pretraining"
+    ]
 
 
-def _count(unet: nn.Module, feature_level: int, decoder: Collection[str]) -> dict[str, int]:
+def _count(unet: nn.Module, feature_level: int, of_decoder: Collection[str]) -> dict[str, int]:
     seen: set[int] = set()
     counts = {"pretrained": 0, "untrained": 0, "fresh": 0, "segmentation": 0}
     # Encoder names come first, so that its tensors count there and not under decoder.encoder.
@@ -254,7 +257,7 @@ def _count(unet: nn.Module, feature_level: int, decoder: Collection[str]) -> dic
         if _address(tensor) in seen:
             continue
         seen.add(_address(tensor))
-        counts[_origin(name, feature_level, decoder)] += 1
+        counts[_origin(name, feature_level, of_decoder)] += 1
     return counts
 
 
@@ -262,10 +265,10 @@ def _address(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
-def _origin(name: str, feature_level: int, decoder: Collection[str]) -> str:
+def _origin(name: str, feature_level: int, of_decoder: Collection[str]) -> str:
     if _SEGMENTATION in name:
         return "segmentation"
     if not name.startswith("encoder."):
-        return "pretrained" if name.removeprefix("decoder.") in decoder else "fresh"
+        return "pretrained" if name.removeprefix("decoder.") in of_decoder else "fresh"
     parts = name.split(".")
     return "untrained" if parts[1] == "stages" and int(parts[2]) > feature_level else "pretrained"
