@@ -64,12 +64,17 @@ VERTEBRAE = {
 class Patient:
     """One synthetic person in one scanner, drawn from (seed, case).
 
+    Args:
+        seed, case: name the patient.
+        only_phase: one of ``PHASES``, for the same person in this contrast phase; None draws it.
+
     Every group of random numbers comes from a stream of its own (see `stream`), so that no decision about one
     organ, nor the sampling grid, moves another.
     """
 
     seed: int
     case: int
+    only_phase: str | None = None
     scale: tuple[float, float, float] = field(init=False)
     """Size against the average person along x, y, z."""
     fat_mm: float = field(init=False)
@@ -98,6 +103,8 @@ class Patient:
         self.muscle = rng.uniform(0.85, 1.15)
         self.age = rng.uniform()
         number = int(rng.choice(3, p=_PHASE_SHARES))
+        if self.only_phase is not None:
+            number = PHASES.index(self.only_phase)
         self.phase = PHASES[number]
         self.hu = {name: values[number] * rng.uniform(0.93, 1.07) for name, values in _ENHANCEMENT.items()}
         # Fatty livers are common and darker than their own vessels.

@@ -103,7 +103,11 @@ def _map3(function: Callable[[Any, Any], Any], first: Sequence[Any], second: Seq
 
 
 def draw_phantom(
-    seed: int, case: int, size: tuple[int, int, int] | None = None, spacing_mm: Triple | None = None
+    seed: int,
+    case: int,
+    size: tuple[int, int, int] | None = None,
+    spacing_mm: Triple | None = None,
+    only_phase: str | None = None,
 ) -> Phantom:
     """Draw one case; the same numbers give the same voxels, whatever other cases are drawn.
 
@@ -112,8 +116,9 @@ def draw_phantom(
     Args:
         seed, case: name the patient.
         size, spacing_mm: the grid, see `plan_grid`.
+        only_phase: see `Patient`.
     """
-    patient = Patient(seed, case)
+    patient = Patient(seed, case, only_phase)
     grid = plan_grid(patient, size, spacing_mm)
     axes = tuple(
         (origin + step * np.arange(n) - middle) / scale

@@ -8,14 +8,14 @@ import operator
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
 
 from pgl.atomic import PARTIAL_PREFIX, atomic_path, write_json
 
-from .patient import LABELS, Patient
+from .patient import LABELS, PHASES, Patient
 from .rendering import LARGEST_SIZE, SMALLEST_SIZE, Grid, Triple, draw_phantom, plan_grid
 
 RECIPE_FILE = "phantom.json"
@@ -23,6 +23,10 @@ LABELS_FILE = "labels.json"
 # Raise it whenever the same seed would give other voxels, so that no cohort mixes two generators.
 RECIPE_VERSION = 1
 _LARGEST_SPACING_MM = 30.0
+# What can be asked for, by the phase that the patients have then.
+_PHASES: dict[str, str | None] = {"mixed": None, **{name.replace(" ", "_"): name for name in PHASES}}
+# Of what a recipe does not tell.
+_UNSAID = {"phase": "mixed"}
 
 
 def make_phantoms(
@@ -33,6 +37,7 @@ def make_phantoms(
     spacing_mm: tuple[float, float, float] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    phase: Literal["mixed", "native", "arterial", "portal_venous"] = "mixed",
 ) -> list[Path]:
     """Write synthetic abdominal CT with labels.
 
@@ -53,7 +58,7 @@ def make_phantoms(
 
     Args:
         output: folder to write to; it is created. It must be new, empty, or from an earlier run with the
-            same seed, size and spacing.
+            same seed, size, spacing and phase.
         cases: how many cases to write, numbered from 0. Files of further cases from an earlier run stay.
         seed: names the cohort, 0 or more.
         size: voxels along (D, H, W), each 16 to 2048. None: as many as the body needs at `spacing_mm`.
@@ -62,6 +67,8 @@ def make_phantoms(
             3 s a case). With both, the scan may be larger or smaller than the body.
         overwrite: replace the phantoms of an earlier run with other arguments.
         progress: called with (cases done, cases asked for) at the start and after each case.
+        phase: of the contrast agent. mixed: a fifth of the cases native, a quarter arterial, the others
+            portal venous. Another one: the same people, all in this phase, as a data set of one protocol.
 
     Returns:
         The paths of the images, in the order of their case numbers.
@@ -75,13 +82,18 @@ def make_phantoms(
     seed = _whole_number("seed", seed, 0)
     size = _checked_size(size)
     spacing_mm = _checked_spacing(spacing_mm)
+    if not isinstance(phase, str) or phase not in _PHASES:
+        raise ValueError(f"phase must be one of {', '.join(_PHASES)}, got {phase!r}")
+    only_phase = _PHASES[phase]
     # Every grid is planned before the first file is written: a spacing that does not fit fails here.
-    grids = [plan_grid(Patient(seed, case), size, spacing_mm) for case in range(cases)]
+    grids = [plan_grid(Patient(seed, case, only_phase), size, spacing_mm) for case in range(cases)]
     recipe = {
         "version": RECIPE_VERSION,
         "seed": seed,
         "size": size and list(size),
         "spacing_mm": spacing_mm and list(spacing_mm),
+        # Left out of a mixed cohort, as in those of before.
+        **({} if only_phase is None else {"phase": phase}),
     }
     _claim(folder, recipe, overwrite)
     write_json(folder / LABELS_FILE, LABELS)
@@ -92,7 +104,7 @@ def make_phantoms(
         name = f"phantom_{case:03d}.nii.gz"
         image, labels = folder / "images" / name, folder / "labels" / name
         if not (_lies_on(image, grid) and _lies_on(labels, grid)):
-            phantom = draw_phantom(seed, case, size, spacing_mm)
+            phantom = draw_phantom(seed, case, size, spacing_mm, only_phase)
             _write(labels, phantom.labels, grid)
             _write(image, phantom.hu, grid)
         images.append(image)
@@ -116,9 +128,10 @@ def _claim(folder: Path, recipe: dict[str, Any], overwrite: bool) -> None:
     elif existing != recipe:
         if not overwrite:
             changes = ", ".join(
-                f"{key} {existing.get(key)} there, {recipe[key]} asked for"
-                for key in recipe
-                if existing.get(key) != recipe[key]
+                f"{key} {there} there, {asked} asked for"
+                for key in {**existing, **recipe}
+                if (there := existing.get(key, _UNSAID.get(key)))
+                != (asked := recipe.get(key, _UNSAID.get(key)))
             )
             raise FileExistsError(
                 f"output: {folder} holds phantoms made with other arguments ({changes}); "

@@ -15,6 +15,7 @@ from pgl.phantom import LABELS, Patient, draw_phantom, make_phantoms, rendering,
 from pgl.phantom.canvas import coverage  # noqa: E402
 from pgl.phantom.levelsets import ellipsoid, smooth_max, smooth_min  # noqa: E402
 from pgl.phantom.noise import spline_noise  # noqa: E402
+from pgl.phantom.patient import PHASES  # noqa: E402
 
 COARSE = (24, 64, 80)
 TINY = (16, 40, 48)
@@ -349,9 +350,37 @@ def test_phantoms_of_another_seed_are_replaced_only_on_request(tmp_path):
     assert np.array_equal(read(tmp_path / "images" / "phantom_000.nii.gz")[1], draw_phantom(1, 0, TINY).hu)
 
 
+def test_a_phase_gives_the_same_people_in_that_phase_alone(tmp_path):
+    mixed = [Patient(3, case) for case in range(40)]
+    for phase in PHASES:
+        alone = [Patient(3, case, phase) for case in range(40)]
+        assert {patient.phase for patient in alone} == {phase}
+        for one, other in zip(mixed, alone, strict=True):
+            assert (one.scale, one.liver_lesions, one.noise_hu) == (
+                other.scale,
+                other.liver_lesions,
+                other.noise_hu,
+            )
+            assert (one.hu == other.hu) == (one.phase == phase)
+    case = next(patient.case for patient in mixed if patient.phase == "native")
+    (*_, path) = make_phantoms(tmp_path, cases=case + 1, seed=3, size=TINY, phase="portal_venous")
+    expected = draw_phantom(3, case, TINY, only_phase="portal venous")
+    assert np.array_equal(read(path)[1], expected.hu)
+    assert not np.array_equal(expected.hu, draw_phantom(3, case, TINY).hu)
+    assert np.mean(expected.labels == draw_phantom(3, case, TINY).labels) > 0.98
+    # A folder knows its phase, also one that has none in its recipe.
+    with pytest.raises(FileExistsError, match="phase portal_venous there, mixed asked for"):
+        make_phantoms(tmp_path, cases=1, seed=3, size=TINY)
+    make_phantoms(tmp_path, cases=1, seed=3, size=TINY, overwrite=True)
+    with pytest.raises(FileExistsError, match="phase mixed there, arterial asked for"):
+        make_phantoms(tmp_path, cases=1, seed=3, size=TINY, phase="arterial")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "names"),
     [
+        ({"phase": "venous"}, ValueError, "phase must be one of mixed, native, arterial, portal_venous, got"),
+        ({"phase": None}, ValueError, "phase must be one of"),
         ({"cases": 0}, ValueError, "cases must be 1 or more, got 0"),
         ({"cases": 2.5}, TypeError, "cases must be a whole number, got 2.5"),
         ({"cases": True}, TypeError, "cases"),
