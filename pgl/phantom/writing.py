@@ -25,8 +25,6 @@ RECIPE_VERSION = 1
 _LARGEST_SPACING_MM = 30.0
 # What can be asked for, by the phase that the patients have then.
 _PHASES: dict[str, str | None] = {"mixed": None, **{name.replace(" ", "_"): name for name in PHASES}}
-# Of what a recipe does not tell.
-_UNSAID = {"phase": "mixed"}
 
 
 def make_phantoms(
@@ -92,8 +90,7 @@ def make_phantoms(
         "seed": seed,
         "size": size and list(size),
         "spacing_mm": spacing_mm and list(spacing_mm),
-        # Left out of a mixed cohort, as in those of before.
-        **({} if only_phase is None else {"phase": phase}),
+        "phase": phase,
     }
     _claim(folder, recipe, overwrite)
     write_json(folder / LABELS_FILE, LABELS)
@@ -128,10 +125,9 @@ def _claim(folder: Path, recipe: dict[str, Any], overwrite: bool) -> None:
     elif existing != recipe:
         if not overwrite:
             changes = ", ".join(
-                f"{key} {there} there, {asked} asked for"
-                for key in {**existing, **recipe}
-                if (there := existing.get(key, _UNSAID.get(key)))
-                != (asked := recipe.get(key, _UNSAID.get(key)))
+                f"{key} {existing.get(key)} there, {recipe[key]} asked for"
+                for key in recipe
+                if existing.get(key) != recipe[key]
             )
             raise FileExistsError(
                 f"output: {folder} holds phantoms made with other arguments ({changes}); "
@@ -152,7 +148,8 @@ def _read_recipe(path: Path) -> dict[str, Any] | None:
         recipe = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    return recipe if isinstance(recipe, dict) and "seed" in recipe else None
+    # Cohorts of before phases could be chosen do not tell theirs.
+    return {"phase": "mixed", **recipe} if isinstance(recipe, dict) and "seed" in recipe else None
 
 
 def _foreign_content(folder: Path) -> list[str]:

@@ -374,6 +374,12 @@ def test_a_phase_gives_the_same_people_in_that_phase_alone(tmp_path):
     make_phantoms(tmp_path, cases=1, seed=3, size=TINY, overwrite=True)
     with pytest.raises(FileExistsError, match="phase mixed there, arterial asked for"):
         make_phantoms(tmp_path, cases=1, seed=3, size=TINY, phase="arterial")
+    recipe = json.loads((tmp_path / "phantom.json").read_text("utf-8"))
+    assert recipe.pop("phase") == "mixed"
+    (tmp_path / "phantom.json").write_text(json.dumps(recipe), encoding="utf-8")
+    with pytest.raises(FileExistsError, match="phase mixed there, arterial asked for"):
+        make_phantoms(tmp_path, cases=1, seed=3, size=TINY, phase="arterial")
+    make_phantoms(tmp_path, cases=1, seed=3, size=TINY)
 
 
 @pytest.mark.parametrize(
