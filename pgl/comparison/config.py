@@ -254,6 +254,11 @@ def _check_shared(pretrain: PretrainConfig, finetune: FinetuneConfig, initialisa
             "finetune.decoder_convs must be 1 with pretrain.method.features decoder, as in the decoder that "
             f"is pretrained, got {finetune.decoder_convs}"
         )
+    if whole and finetune.fresh_stages:
+        raise ValueError(
+            "finetune.fresh_stages must be 0 with pretrain.method.features decoder, whose decoder was "
+            f"pretrained on those stages, got {finetune.fresh_stages}"
+        )
     if finetune.encoder is not None and finetune.encoder != pretrain.encoder:
         raise ValueError(
             "finetune.encoder differs from pretrain.encoder, but all networks must be alike: leave it out"

@@ -38,6 +38,7 @@ from pgl.config import PretrainConfig
 from pgl.config import to_plain as plain_pretraining
 from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.config import to_plain as plain_finetuning
+from pgl.downstream.resume import SINCE_THEN
 from pgl.downstream.train import RESULTS_FORMAT
 from pgl.export import export_encoder
 from pgl.lock import only_writer
@@ -305,7 +306,7 @@ def refuse_other_settings(folder: Path, wanted_plain: dict[str, Any]) -> None:
         (folder / METRICS).is_file() or (folder / ENVIRONMENT).is_file()
     ):
         return
-    there = _by_name(yaml.safe_load((folder / CONFIG).read_text("utf-8")) or {})
+    there = SINCE_THEN | _by_name(yaml.safe_load((folder / CONFIG).read_text("utf-8")) or {})
     wanted = _by_name(wanted_plain)
     changed = sorted(k for k in wanted if k not in _NOT_COMPARED and k in there and there[k] != wanted[k])
     if changed:

@@ -182,6 +182,10 @@ def notes(comparison: Comparison, done: Done) -> list[str]:
         told.append(
             "From pgl the decoder is carried over as well, as far as it was pretrained; from no other method."
         )
+    fresh = comparison.tunings[0].config.fresh_stages
+    if fresh and comparison.pretrainings:
+        which = "deepest pretrained stage" if fresh == 1 else f"{fresh} deepest pretrained stages"
+        told.append(f"Not carried over, from any method: the encoder's {which} (fresh_stages {fresh}).")
     if seeds == 1:
         told.append("One seed: nothing tells how much another seed changes; intervals are over cases alone.")
     elif seeds < 3:

@@ -146,6 +146,8 @@ class FinetuneConfig:
         split: test cases.
         encoder: the network's encoder; leave out for that of the weights file (random: the default encoder).
         decoder_convs: convolutions of each stage of the decoder.
+        fresh_stages: so many of the encoder's pretrained stages, the deepest ones, start at random all the
+            same: the last layers are those most bound to the pretraining's own task.
         intensity: HU to network input; leave out for that of the weights file (random: the default).
         patches: training patches.
         augment: intensity augmentation.
@@ -167,6 +169,7 @@ class FinetuneConfig:
     split: SplitSettings = field(default_factory=SplitSettings)
     encoder: EncoderSettings | None = None
     decoder_convs: int = 1
+    fresh_stages: int = 0
     intensity: IntensitySettings | None = None
     patches: PatchSettings = field(default_factory=PatchSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
@@ -221,6 +224,7 @@ def check(config: FinetuneConfig) -> None:
         ("seed", config.seed, 0),
         ("split.seed", config.split.seed, 0),
         ("decoder_convs", config.decoder_convs, 1),
+        ("fresh_stages", config.fresh_stages, 0),
         ("train.workers", train.workers, 0),
         ("train.threads", train.threads, 0),
         ("inference.batch_size", config.inference.batch_size, 1),

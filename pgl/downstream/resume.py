@@ -19,6 +19,8 @@ FORMAT, FORMAT_VERSION = "pgl-finetune-state", 1
 LAST = "checkpoints/last.pt"
 # They move the work elsewhere, or change what is tested, not what is trained.
 _FREE = {"data", "output", "resume", "inference", "source", "layout"}
+# Settings that runs of earlier versions do not name, with what these runs did.
+SINCE_THEN = {"fresh_stages": 0}
 _FREE_TRAIN = {"workers", "accelerator", "threads", "log_every", "checkpoint_every"}
 
 
@@ -106,6 +108,6 @@ def load_state(
 
 
 def _compared(plain: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in plain.items() if key not in _FREE}
+    kept = {**SINCE_THEN, **{key: value for key, value in plain.items() if key not in _FREE}}
     kept["train"] = {key: value for key, value in kept["train"].items() if key not in _FREE_TRAIN}
     return kept

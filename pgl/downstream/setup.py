@@ -79,20 +79,45 @@ def intensity(config: FinetuneConfig, export: dict[str, Any] | None) -> Intensit
 def pretrained_weights(
     config: FinetuneConfig, export: dict[str, Any], description: dict[str, Any]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a weights file to load, those of a decoder as ``decoder.*``; and the names of a decoder
-    that is left out, since its stages would not be those of the network.
+    """The tensors of a weights file to load, those of a decoder as ``decoder.*``; and the names of those that
+    are left out: of stages that start afresh, and of a decoder whose stages would not be the network's.
 
     Raises:
-        ValueError: the decoder is not that of the encoder that the file describes.
+        ValueError: the decoder is not that of the encoder that the file describes, or the file has fewer
+            pretrained stages than are to start afresh.
     """
-    encoder, above = export["network_weights"], export.get("decoder_weights")
-    if above is None:
-        return dict(encoder), []
-    check_networks(export, config.weights)
-    decoder = {f"decoder.{name}": tensor for name, tensor in above.items()}
-    if decoder_misfit(config, export, description):
-        return dict(encoder), [name for name in decoder if ".all_modules." not in name]
-    return {**encoder, **decoder}, []
+    weights, left_out = _without_fresh_stages(config, export)
+    if "decoder_weights" in export:
+        check_networks(export, config.weights)
+        decoder = {f"decoder.{name}": tensor for name, tensor in export["decoder_weights"].items()}
+        if decoder_misfit(config, export, description):
+            left_out += list(decoder)
+        else:
+            weights |= decoder
+    return weights, [name for name in left_out if ".all_modules." not in name]
+
+
+def _without_fresh_stages(
+    config: FinetuneConfig, export: dict[str, Any]
+) -> tuple[dict[str, Tensor], list[str]]:
+    weights, level = export["network_weights"], export["network"]["feature_level"]
+    if config.fresh_stages > level + 1:
+        raise ValueError(
+            f"fresh_stages must be at most {level + 1}, the stages that were pretrained in {config.weights}, "
+            f"got {config.fresh_stages}"
+        )
+    if not config.fresh_stages:
+        return dict(weights), []
+    # Stages below the pretrained ones hold the values that pretraining began with: as good as any.
+    first = level + 1 - config.fresh_stages
+    fresh = [name for name in weights if _encoder_stage(name) >= first]
+    return {name: tensor for name, tensor in weights.items() if name not in set(fresh)}, fresh
+
+
+def _encoder_stage(name: str) -> int:
+    """The stage of an encoder's tensor, −1 for the stem."""
+    part, _, rest = name.partition(".")
+    return int(rest.partition(".")[0]) if part == "stages" else -1
 
 
 def decoder_misfit(config: FinetuneConfig, export: dict[str, Any], description: dict[str, Any]) -> str:
@@ -101,6 +126,8 @@ def decoder_misfit(config: FinetuneConfig, export: dict[str, Any], description: 
         return ""
     if description["arguments"] != export["network"]["arguments"]:
         return "the network has another encoder than the file"
+    if config.fresh_stages:
+        return f"fresh_stages is {config.fresh_stages}, and it was pretrained on those stages"
     if config.decoder_convs != 1:
         return f"decoder_convs is {config.decoder_convs}, and was 1 in pretraining"
     return ""
@@ -165,6 +192,8 @@ def say_loaded(
     say(f"{config.weights}: {len(loaded.loaded)} tensors loaded: {summary(loaded.loaded)}")
     say(f"{len(loaded.missing)} missing, so they start at random: {summary(loaded.missing) or 'none'}")
     say(f"{len(loaded.unused)} unused: {summary(loaded.unused) or 'none'}; all names are in {where}")
+    if config.fresh_stages:
+        say(f"fresh_stages {config.fresh_stages}: that many of the pretrained stages start at random, too")
     if misfit := decoder_misfit(config, export, description(config, export)):
         say(f"WARNING: the pretrained decoder is left out: {misfit}", style="bold red")
     if loaded.reshaped:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pgl.export import load_encoder
+from pgl.export import load_encoder, read_export
 from pgl.export.from_plans import pretraining_settings
 from pgl.export.nnunet import count_classes, export_nnunet
 from pgl.networks import EncoderSettings
@@ -74,6 +74,27 @@ def test_weights_for_nnunets_own_plans_load(dataset, tmp_path):
     with torch.no_grad():
         pairs = zip(network.encoder.eval()(images), load_encoder(encoder)(images), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("level", [0, 2])
+def test_a_pretrained_decoder_loads_too(dataset, tmp_path, level):
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    settings = EncoderSettings(**pretraining_settings(dataset.plans)["encoder"])
+    encoder = encoder_file(tmp_path / "encoder.pt", settings, decoder_level=level)
+    out = tmp_path / "out.pth"
+    written = export_nnunet(encoder, out, dataset.plans, dataset_json=dataset.dataset_json)
+    assert not [note for note in written.notes if "decoder" in note]
+    network = network_of(dataset.plans, dataset)
+    initial = copy_of(network.state_dict())
+    load_pretrained_weights(network, str(out))
+    assert_loaded(network, initial, out)
+    pretrained = read_export(encoder)["decoder_weights"]
+    stages = {int(name.split(".")[1]) for name in pretrained}
+    assert stages == set(range(len(settings.strides) - 1 - level))
+    loaded = network.decoder.state_dict()
+    for name, tensor in pretrained.items():
+        assert torch.equal(loaded[name], tensor), name
 
 
 def test_plans_of_another_network_are_refused_with_the_list(encoder, dataset, tmp_path):

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from pgl.backbone import build_decoder
+from pgl.export.decoder import trained_of_decoder
 from pgl.export.encoder import FORMAT, FORMAT_VERSION
 from pgl.networks import EncoderSettings, build_encoder, describe
 
@@ -21,8 +24,11 @@ def encoder_file(
     level: int | None = None,
     patch_size: tuple[int, int, int] = (4, 16, 16),
     intensity: dict[str, Any] | None = None,
+    decoder_level: int | None = None,
 ) -> Path:
-    """A file of ``--format encoder`` whose values are those of no initialisation."""
+    """A file of ``--format encoder`` whose values are those of no initialisation; with the decoder's, as far
+    as its stage ``decoder_level`` needs them, where that is given.
+    """
     if settings is None:
         # Late: tests/nnunet runs where pgl_ops need not be built.
         from tests.pgl.training_data import small_encoder
@@ -31,9 +37,7 @@ def encoder_file(
     torch.manual_seed(5)
     description = describe(settings)
     encoder = build_encoder(description)
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    _shake(encoder)
     strides = torch.cumprod(torch.tensor([list(s) for s in settings.strides]), dim=0)
     content = {
         "format": FORMAT,
@@ -52,8 +56,23 @@ def encoder_file(
             "trained_steps": 7,
         },
     }
+    if decoder_level is not None:
+        decoder = build_decoder(encoder)
+        _shake(decoder)
+        content["network"]["decoder_level"] = decoder_level
+        content["decoder_weights"] = trained_of_decoder(
+            {name: tensor.clone() for name, tensor in decoder.state_dict().items()},
+            len(settings.strides),
+            decoder_level,
+        )
     torch.save(content, path)
     return path
+
+
+def _shake(network: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 def small_plans(**changes: Any) -> dict[str, Any]:
