@@ -1,0 +1,136 @@
+"""``fresh_stages``: the deepest pretrained stages start at random all the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from pgl.cli import main
+from pgl.comparison.config import Comparison
+from pgl.comparison.runs import refuse_other_settings
+from pgl.comparison.tables import notes
+from pgl.downstream.config import FinetuneConfig, to_plain
+from pgl.downstream.model_file import load_model
+from pgl.downstream.train import finetune
+from pgl.export import load_encoder
+
+from .comparisons import comparison
+from .encoder_files import encoder_file
+from .labelled_data import labelled_cache, small_finetune
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fresh") / "cache"
+    labelled_cache(folder)
+    return folder
+
+
+def one_step(data: Path, run: Path, weights: Path | str, **changes: Any) -> FinetuneConfig:
+    """A fine-tuning of one step, at a rate so small that weights stay what they were."""
+    config = small_finetune(data, run, steps=1, weights=str(weights))
+    rate = replace(config.optimizer, learning_rate=1e-30, warmup_steps=0)
+    return replace(config, optimizer=rate, **changes)
+
+
+def encoder_of(run: Path) -> dict[str, torch.Tensor]:
+    return dict(load_model(run).network.encoder.named_parameters())
+
+
+def stage_of(name: str) -> int:
+    return int(name.split(".")[1]) if name.startswith("stages.") else -1
+
+
+# The encoder has three stages; of the second file the deepest was not trained.
+@pytest.mark.parametrize(("level", "fresh", "kept"), [(2, 1, 1), (2, 2, 0), (2, 3, -1), (1, 1, 0), (1, 0, 2)])
+def test_the_deepest_pretrained_stages_are_those_of_random_weights(data, tmp_path, capfd, level, fresh, kept):
+    file = encoder_file(tmp_path / "encoder.pt", level=level)
+    finetune(one_step(data, tmp_path / "random", "random"))
+    capfd.readouterr()
+    finetune(one_step(data, tmp_path / "run", file, fresh_stages=fresh))
+    told = " ".join(capfd.readouterr().err.split())
+    assert (f"fresh_stages {fresh}: that many of the pretrained stages start at random" in told) == (
+        fresh > 0
+    )
+    ours, random = encoder_of(tmp_path / "run"), encoder_of(tmp_path / "random")
+    pretrained = dict(load_encoder(file).named_parameters())
+    for name, tensor in ours.items():
+        expected = pretrained if stage_of(name) <= kept else random
+        # Even a rate of 1e-30 moves a bias off its 0.
+        assert torch.allclose(tensor, expected[name], rtol=0, atol=1e-20), name
+    named = json.loads((tmp_path / "run/weights.json").read_text("utf-8"))
+    left_out = {f"encoder.{name}" for name in pretrained if stage_of(name) > kept}
+    assert {f"encoder.{name}" for name in named["unused"]} == left_out <= set(named["missing"])
+    assert len(named["loaded"]) == len(pretrained) - len(left_out)
+
+
+def test_a_decoder_pretrained_on_them_is_left_out_aloud(data, tmp_path, capfd):
+    file = encoder_file(tmp_path / "encoder.pt", decoder_level=0)
+    finetune(one_step(data, tmp_path / "run", file, fresh_stages=1))
+    told = " ".join(capfd.readouterr().err.split())
+    assert "the pretrained decoder is left out: fresh_stages is 1" in told
+    named = json.loads((tmp_path / "run/weights.json").read_text("utf-8"))
+    assert not [name for name in named["loaded"] if name.startswith("decoder.")]
+    assert [name for name in named["unused"] if name.startswith("decoder.")]
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ("3", "fresh_stages must be at most 2, the stages that were pretrained in"),
+        ("-1", "fresh_stages must be at least 0, got -1"),
+    ],
+)
+def test_more_than_there_are_is_refused_in_words(data, tmp_path, capsys, value, error):
+    file = encoder_file(tmp_path / "encoder.pt", level=1)
+    command = ["finetune", "--data", data, "--weights", file, "--output", tmp_path / "run"]
+    small = ["--patches.patch_size", "4,16,16", "--train.steps", "1", "--optimizer.warmup_steps", "0"]
+    assert main([*map(str, command), *small, "--fresh_stages", value]) != 0
+    assert error in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_run_of_before_the_setting_goes_on_without_it_and_only_so(data, tmp_path):
+    config = one_step(data, tmp_path / "run", "random", fresh_stages=0)
+    finetune(config)
+    last = tmp_path / "run/checkpoints/last.pt"
+    state = torch.load(last, weights_only=True)
+    del state["config"]["fresh_stages"]
+    torch.save(state, last)
+    with pytest.raises(ValueError, match="fresh_stages differ from the run"):
+        finetune(replace(config, resume=True, fresh_stages=1))
+    finetune(replace(config, resume=True))
+
+
+def test_a_comparison_takes_no_run_of_another_number_for_its_own(tmp_path):
+    config = FinetuneConfig(tmp_path / "cache", tmp_path / "run", "random")
+    old = {name: value for name, value in to_plain(config).items() if name != "fresh_stages"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(old), "utf-8")
+    (tmp_path / "run/metrics.jsonl").touch()
+    refuse_other_settings(tmp_path / "run", to_plain(config))
+    with pytest.raises(ValueError, match=r"fresh_stages was 0, now 1"):
+        refuse_other_settings(tmp_path / "run", to_plain(replace(config, fresh_stages=1)))
+
+
+def test_a_comparison_says_what_was_left_behind(data, tmp_path):
+    plain = comparison(data, tmp_path / "out")
+    assert not [note for note in notes(plain, []) if "fresh_stages" in note]
+    for fresh, words in (
+        (1, "the encoder's deepest pretrained stage ("),
+        (2, "2 deepest pretrained stages ("),
+    ):
+        tuning = replace(plain._finetune, fresh_stages=fresh)
+        told = notes(Comparison(plain.settings, plain._pretrain, tuning), [])
+        assert len([note for note in told if words in note]) == 1
+    whole = replace(
+        plain._pretrain, method=replace(plain._pretrain.method, features="decoder", feature_level=0)
+    )
+    with pytest.raises(ValueError, match=r"finetune\.fresh_stages must be 0 with pretrain\.method\.features"):
+        Comparison(plain.settings, whole, replace(plain._finetune, fresh_stages=1))
