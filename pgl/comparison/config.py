@@ -131,6 +131,11 @@ class Comparison:
         return any(run.method.features == "decoder" for run in self.pretrainings.values())
 
     @property
+    def fresh_stages(self) -> int:
+        """How many of the deepest pretrained stages are not carried over; 0 without a pretraining."""
+        return max(tuning.config.fresh_stages for tuning in self.tunings)
+
+    @property
     def doubts(self) -> list[str]:
         """What can be run but is perhaps not meant, a line each."""
         # Only PGL asks a place and its mirror image for the same features.
@@ -204,6 +209,7 @@ class Comparison:
             source=None,
             classes=settings.tasks[task] if settings.tasks else shared.classes,
             encoder=self._pretrain.encoder,
+            fresh_stages=0 if initialisation == RANDOM else shared.fresh_stages,
             # A weights file brings its own.
             intensity=self._pretrain.intensity if initialisation == RANDOM else None,
         )

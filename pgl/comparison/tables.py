@@ -182,8 +182,7 @@ def notes(comparison: Comparison, done: Done) -> list[str]:
         told.append(
             "From pgl the decoder is carried over as well, as far as it was pretrained; from no other method."
         )
-    fresh = comparison.tunings[0].config.fresh_stages
-    if fresh and comparison.pretrainings:
+    if fresh := comparison.fresh_stages:
         which = "deepest pretrained stage" if fresh == 1 else f"{fresh} deepest pretrained stages"
         told.append(f"Not carried over, from any method: the encoder's {which} (fresh_stages {fresh}).")
     if seeds == 1:
