@@ -89,7 +89,8 @@ def _page(
 ) -> str:
     settings, runs = comparison.settings, rows_of(done)
     plot = base64.b64encode((comparison.folder / f"{TABLE}.png").read_bytes()).decode("ascii")
-    shown = {"Fine-tuning": flat(plain_finetuning(comparison.tunings[0].config))}
+    tuning = flat(plain_finetuning(comparison.tunings[0].config))
+    shown = {"Fine-tuning": {**tuning, "fresh_stages": comparison.fresh_stages}}
     if comparison.pretrainings:
         shown = {"Pretraining": _of_pretrainings(comparison), **shown}
     template = (resources.files("pgl.comparison") / "page.html").read_text(encoding="utf-8")

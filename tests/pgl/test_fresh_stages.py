@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ import yaml
 
 from pgl.cli import main
 from pgl.comparison.config import Comparison
-from pgl.comparison.runs import refuse_other_settings
+from pgl.comparison.runs import compare, refuse_other_settings
 from pgl.comparison.tables import notes
 from pgl.downstream.config import FinetuneConfig, to_plain
 from pgl.downstream.model_file import load_model
 from pgl.downstream.train import finetune
 from pgl.export import load_encoder
 
-from .comparisons import comparison
+from .comparisons import comparison, run_here, silently
 from .encoder_files import encoder_file
 from .labelled_data import labelled_cache, small_finetune
 
@@ -121,16 +122,39 @@ def test_a_comparison_takes_no_run_of_another_number_for_its_own(tmp_path):
 
 def test_a_comparison_says_what_was_left_behind(data, tmp_path):
     plain = comparison(data, tmp_path / "out")
-    assert not [note for note in notes(plain, []) if "fresh_stages" in note]
-    for fresh, words in (
-        (1, "the encoder's deepest pretrained stage ("),
-        (2, "2 deepest pretrained stages ("),
-    ):
-        tuning = replace(plain._finetune, fresh_stages=fresh)
-        told = notes(Comparison(plain.settings, plain._pretrain, tuning), [])
+    assert plain.fresh_stages == 0 and not [note for note in notes(plain, []) if "fresh_stages" in note]
+    for fresh, words in ((1, "deepest pretrained stage ("), (2, "2 deepest pretrained stages (")):
+        told = notes(with_fresh(plain, fresh), [])
         assert len([note for note in told if words in note]) == 1
-    whole = replace(
-        plain._pretrain, method=replace(plain._pretrain.method, features="decoder", feature_level=0)
-    )
+
+
+def test_runs_from_random_weights_serve_comparisons_with_and_without(data, tmp_path):
+    plain = comparison(data, tmp_path / "out")
+    for tuning, other in zip(plain.tunings, with_fresh(plain, 1).tunings, strict=True):
+        random = tuning.initialisation == "random"
+        assert (to_plain(tuning.config) == to_plain(other.config)) == random
+        assert other.config.fresh_stages == (0 if random else 1)
+    # There is nothing to leave behind.
+    alone = with_fresh(comparison(data, tmp_path / "out", initialisations=("random",)), 1)
+    assert alone.fresh_stages == 0
+
+
+def test_a_page_shows_the_number(data, tmp_path, monkeypatch):
+    run_here(monkeypatch)
+    settings = {"initialisations": ("random", "pgl"), "fractions": (0.4,), "seeds": (0,)}
+    compare(with_fresh(comparison(data, tmp_path / "out", **settings), 1), silently)
+    page = (tmp_path / "out/report.html").read_text("utf-8")
+    assert re.search(r"fresh_stages</t[dh]>\s*<td[^>]*>1<", page)
+    assert "deepest pretrained stage (fresh_stages 1)" in page
+
+
+def test_a_pretrained_decoder_and_fresh_stages_exclude_each_other(data, tmp_path):
+    plain = comparison(data, tmp_path / "out")
+    method = replace(plain._pretrain.method, features="decoder", feature_level=0)
+    whole = replace(plain._pretrain, method=method)
     with pytest.raises(ValueError, match=r"finetune\.fresh_stages must be 0 with pretrain\.method\.features"):
         Comparison(plain.settings, whole, replace(plain._finetune, fresh_stages=1))
+
+
+def with_fresh(plain: Comparison, fresh: int) -> Comparison:
+    return Comparison(plain.settings, plain._pretrain, replace(plain._finetune, fresh_stages=fresh))
