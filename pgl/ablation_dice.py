@@ -15,6 +15,7 @@ from pgl.comparison.runs import refuse_other_settings, run_finetuning
 from pgl.comparison.unseen import write_unseen
 from pgl.config import PretrainConfig
 from pgl.downstream.config import RANDOM, FinetuneConfig, check, to_plain
+from pgl.downstream.fresh_stages import check_with_pretraining
 from pgl.export import export_encoder, read_export
 from pgl.manifest import sha256_of
 from pgl.run_folder import CONFIG, ENVIRONMENT, cases_of
@@ -78,13 +79,14 @@ class Tuning:
         return run_finetuning(tuning)
 
     def check(self, run: PretrainConfig) -> None:
-        """Refuse a fine-tuning that is there with other settings, or that an earlier version did, which left
-        a pretrained decoder out.
+        """Refuse a fine-tuning that cannot be as it is set, is there with other settings, or that an earlier
+        version did, which left a pretrained decoder out.
 
         Raises:
             ValueError: names them.
         """
         tuning = self.of(run)
+        check_with_pretraining(tuning.fresh_stages, [run])
         file = Path(tuning.weights)
         if run.method.features == "decoder" and file.is_file() and "decoder_weights" not in read_export(file):
             raise ValueError(

@@ -10,6 +10,7 @@ from pgl.config import MethodSettings, PretrainConfig, settled
 from pgl.config_check import check as check_pretraining
 from pgl.downstream.config import RANDOM, FinetuneConfig
 from pgl.downstream.config import check as check_finetuning
+from pgl.downstream.fresh_stages import check_with_pretraining
 
 INITIALISATIONS = (RANDOM, "genesis", "byol", "pgl")
 Tasks = dict[str, dict[str, list[str | int]]]
@@ -86,7 +87,7 @@ class Comparison:
         pretrain: what the pretrainings share; ``data``, ``output``, ``seed`` and ``method.name`` are set
             here.
         finetune: what the fine-tunings share; ``data``, ``output``, ``weights``, ``fraction``, ``seed``,
-            ``encoder`` and ``intensity`` are set here.
+            ``encoder`` and ``intensity`` are set here, and ``fresh_stages`` of random weights.
 
     Attributes:
         pretrainings: (method, seed) → settings.
@@ -117,6 +118,7 @@ class Comparison:
         ]
         for run in self.pretrainings.values():
             check_pretraining(run)
+        check_with_pretraining(finetune.fresh_stages, self.pretrainings.values())
         for tuning in self.tunings:
             check_finetuning(tuning.config)
 
@@ -259,11 +261,6 @@ def _check_shared(pretrain: PretrainConfig, finetune: FinetuneConfig, initialisa
         raise ValueError(
             "finetune.decoder_convs must be 1 with pretrain.method.features decoder, as in the decoder that "
             f"is pretrained, got {finetune.decoder_convs}"
-        )
-    if whole and finetune.fresh_stages:
-        raise ValueError(
-            "finetune.fresh_stages must be 0 with pretrain.method.features decoder, whose decoder was "
-            f"pretrained on those stages, got {finetune.fresh_stages}"
         )
     if finetune.encoder is not None and finetune.encoder != pretrain.encoder:
         raise ValueError(

@@ -147,7 +147,7 @@ class FinetuneConfig:
         encoder: the network's encoder; leave out for that of the weights file (random: the default encoder).
         decoder_convs: convolutions of each stage of the decoder.
         fresh_stages: so many of the encoder's pretrained stages, the deepest ones, start at random all the
-            same: the last layers are those most bound to the pretraining's own task.
+            same, and so do stages below them. The stem is always copied.
         intensity: HU to network input; leave out for that of the weights file (random: the default).
         patches: training patches.
         augment: intensity augmentation.
@@ -213,6 +213,11 @@ def check(config: FinetuneConfig) -> None:
     for name in ("encoder_factor", "weight_decay"):
         if getattr(optimizer, name) < 0:
             raise ValueError(f"optimizer.{name} must be at least 0, got {getattr(optimizer, name)}")
+    if config.fresh_stages and not optimizer.encoder_factor:
+        raise ValueError(
+            "optimizer.encoder_factor must be above 0 with fresh_stages, since random stages would stay as "
+            "they are, got 0"
+        )
     for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
         if getattr(train, name) < 1:
             raise ValueError(f"train.{name} must be at least 1, got {getattr(train, name)}")

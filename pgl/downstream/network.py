@@ -18,7 +18,7 @@ class Loaded:
     Attributes:
         loaded: tensors of the network that came from the file.
         missing: tensors of the network that did not, so they start at random.
-        unused: tensors of the file that the network does not have.
+        unused: tensors of the file that the network does not have, or that were left out.
         reshaped: ``name: shape in the file, shape in the network`` of those that do not fit.
     """
 

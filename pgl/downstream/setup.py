@@ -18,6 +18,7 @@ import pgl
 from pgl.atomic import write_json
 from pgl.config import IntensitySettings
 from pgl.downstream.config import FinetuneConfig
+from pgl.downstream.fresh_stages import parted, stages_left_out
 from pgl.downstream.labels import LabelledCache
 from pgl.downstream.network import Loaded, summary
 from pgl.export import check_networks
@@ -83,10 +84,11 @@ def pretrained_weights(
     are left out: of stages that start afresh, and of a decoder whose stages would not be the network's.
 
     Raises:
-        ValueError: the decoder is not that of the encoder that the file describes, or the file has fewer
-            pretrained stages than are to start afresh.
+        ValueError: the decoder is not that of the encoder that the file describes, or ``fresh_stages`` does
+            not fit the file.
     """
-    weights, left_out = _without_fresh_stages(config, export)
+    stages = stages_left_out(config, export, description["arguments"]["n_stages"])
+    weights, left_out = parted(export["network_weights"], stages)
     if "decoder_weights" in export:
         check_networks(export, config.weights)
         decoder = {f"decoder.{name}": tensor for name, tensor in export["decoder_weights"].items()}
@@ -95,29 +97,6 @@ def pretrained_weights(
         else:
             weights |= decoder
     return weights, [name for name in left_out if ".all_modules." not in name]
-
-
-def _without_fresh_stages(
-    config: FinetuneConfig, export: dict[str, Any]
-) -> tuple[dict[str, Tensor], list[str]]:
-    weights, level = export["network_weights"], export["network"]["feature_level"]
-    if config.fresh_stages > level + 1:
-        raise ValueError(
-            f"fresh_stages must be at most {level + 1}, the stages that were pretrained in {config.weights}, "
-            f"got {config.fresh_stages}"
-        )
-    if not config.fresh_stages:
-        return dict(weights), []
-    # Stages below the pretrained ones hold the values that pretraining began with: as good as any.
-    first = level + 1 - config.fresh_stages
-    fresh = [name for name in weights if _encoder_stage(name) >= first]
-    return {name: tensor for name, tensor in weights.items() if name not in set(fresh)}, fresh
-
-
-def _encoder_stage(name: str) -> int:
-    """The stage of an encoder's tensor, −1 for the stem."""
-    part, _, rest = name.partition(".")
-    return int(rest.partition(".")[0]) if part == "stages" else -1
 
 
 def decoder_misfit(config: FinetuneConfig, export: dict[str, Any], description: dict[str, Any]) -> str:
@@ -185,16 +164,19 @@ def say_loaded(
 ) -> None:
     """Say which tensors came from the weights file, and write all names to weights.json."""
     if export is None or loaded is None:
-        say("weights: random")
+        say("weights: random" + (", so fresh_stages says nothing" if config.fresh_stages else ""))
         return
+    described = description(config, export)
     where = folder / "weights.json"
     write_json(where, vars(loaded))
     say(f"{config.weights}: {len(loaded.loaded)} tensors loaded: {summary(loaded.loaded)}")
     say(f"{len(loaded.missing)} missing, so they start at random: {summary(loaded.missing) or 'none'}")
     say(f"{len(loaded.unused)} unused: {summary(loaded.unused) or 'none'}; all names are in {where}")
     if config.fresh_stages:
-        say(f"fresh_stages {config.fresh_stages}: that many of the pretrained stages start at random, too")
-    if misfit := decoder_misfit(config, export, description(config, export)):
+        stages = described["arguments"]["n_stages"]
+        fresh = [str(n) for n in stages_left_out(config, export, stages) if n < stages]
+        say(f"fresh_stages {config.fresh_stages}: of the encoder, stage {', '.join(fresh)} starts at random")
+    if misfit := decoder_misfit(config, export, described):
         say(f"WARNING: the pretrained decoder is left out: {misfit}", style="bold red")
     if loaded.reshaped:
         count, first = len(loaded.reshaped), loaded.reshaped[0]

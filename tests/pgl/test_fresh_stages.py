@@ -12,10 +12,12 @@ import pytest
 import torch
 import yaml
 
+from pgl.ablation_dice import Tuning
 from pgl.cli import main
 from pgl.comparison.config import Comparison
 from pgl.comparison.runs import compare, refuse_other_settings
 from pgl.comparison.tables import notes
+from pgl.config import PretrainConfig
 from pgl.downstream.config import FinetuneConfig, to_plain
 from pgl.downstream.model_file import load_model
 from pgl.downstream.train import finetune
@@ -24,6 +26,9 @@ from pgl.export import load_encoder
 from .comparisons import comparison, run_here, silently
 from .encoder_files import encoder_file
 from .labelled_data import labelled_cache, small_finetune
+from .training_data import small_config, small_encoder
+
+PER_STAGE = ("features_per_stage", "strides", "kernel_sizes", "n_blocks_per_stage")
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +61,7 @@ def test_the_deepest_pretrained_stages_are_those_of_random_weights(data, tmp_pat
     capfd.readouterr()
     finetune(one_step(data, tmp_path / "run", file, fresh_stages=fresh))
     told = " ".join(capfd.readouterr().err.split())
-    assert (f"fresh_stages {fresh}: that many of the pretrained stages start at random" in told) == (
-        fresh > 0
-    )
+    assert (f"stage {', '.join(map(str, range(kept + 1, 3)))} starts at random" in told) == (fresh > 0)
     ours, random = encoder_of(tmp_path / "run"), encoder_of(tmp_path / "random")
     pretrained = dict(load_encoder(file).named_parameters())
     for name, tensor in ours.items():
@@ -82,19 +85,68 @@ def test_a_decoder_pretrained_on_them_is_left_out_aloud(data, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    ("value", "error"),
+    ("options", "error"),
     [
-        ("3", "fresh_stages must be at most 2, the stages that were pretrained in"),
-        ("-1", "fresh_stages must be at least 0, got -1"),
+        (
+            ["--fresh_stages", "3"],
+            "fresh_stages must be at most 2, the encoder's stages that were pretrained",
+        ),
+        (["--fresh_stages", "-1"], "fresh_stages must be at least 0, got -1"),
+        (["--fresh_stages", "1", "--optimizer.encoder_factor", "0"], "encoder_factor must be above 0 with"),
     ],
 )
-def test_more_than_there_are_is_refused_in_words(data, tmp_path, capsys, value, error):
+def test_what_cannot_be_is_refused_before_anything_is_written(data, tmp_path, capsys, options, error):
     file = encoder_file(tmp_path / "encoder.pt", level=1)
     command = ["finetune", "--data", data, "--weights", file, "--output", tmp_path / "run"]
     small = ["--patches.patch_size", "4,16,16", "--train.steps", "1", "--optimizer.warmup_steps", "0"]
-    assert main([*map(str, command), *small, "--fresh_stages", value]) != 0
+    assert main([*map(str, command), *small, *options]) != 0
     assert error in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "run/checkpoints").exists()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("fresh", "left"), [(1, None), (2, {1}), (3, {0, 1})])
+def test_a_network_of_fewer_stages_than_the_file(data, tmp_path, fresh, left):
+    encoder = small_encoder()
+    two = replace(encoder, **{name: getattr(encoder, name)[:2] for name in PER_STAGE})
+    file = encoder_file(tmp_path / "encoder.pt")
+    config = replace(one_step(data, tmp_path / "run", file, fresh_stages=fresh), encoder=two)
+    if left is None:
+        with pytest.raises(ValueError, match=r"leaves out stages from 2 on .* the network has 2 stages"):
+            finetune(config)
+        return
+    finetune(config)
+    missing = json.loads((tmp_path / "run/weights.json").read_text("utf-8"))["missing"]
+    stages = {stage_of(n.removeprefix("encoder.")) for n in missing if n.startswith("encoder.")}
+    assert stages == left
+
+
+def test_from_random_weights_it_says_that_it_says_nothing(data, tmp_path, capfd):
+    finetune(one_step(data, tmp_path / "run", "random", fresh_stages=1))
+    assert "weights: random, so fresh_stages says nothing" in " ".join(capfd.readouterr().err.split())
+
+
+def rename(content: dict[str, Any], old: str, new: str) -> None:
+    weights = content["network_weights"]
+    content["network_weights"] = {name.replace(old, new): tensor for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: rename(content, "stages.", "encoder.stages."),
+        lambda content: rename(content, "stages.2", "stages.x"),
+        lambda content: rename(content, "stages.2.", "stages"),
+        lambda content: content["network"].update(feature_level=99),
+    ],
+)
+def test_a_file_whose_stages_cannot_be_told_is_refused_by_its_name(data, tmp_path, spoil):
+    file = encoder_file(tmp_path / "encoder.pt")
+    content = torch.load(file, weights_only=True)
+    spoil(content)
+    torch.save(content, file)
+    with pytest.raises(ValueError, match=r"encoder\.pt"):
+        finetune(one_step(data, tmp_path / "run", file, fresh_stages=1))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_of_before_the_setting_goes_on_without_it_and_only_so(data, tmp_path):
@@ -148,12 +200,38 @@ def test_a_page_shows_the_number(data, tmp_path, monkeypatch):
     assert "deepest pretrained stage (fresh_stages 1)" in page
 
 
-def test_a_pretrained_decoder_and_fresh_stages_exclude_each_other(data, tmp_path):
+def with_method(run: PretrainConfig, **changes: Any) -> PretrainConfig:
+    return replace(run, method=replace(run.method, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fresh", "error"),
+    [
+        ({"features": "decoder", "feature_level": 0}, 1, "must be 0 with method.features decoder"),
+        ({}, 4, "must be at most 3, the encoder's stages that are pretrained, got 4"),
+        ({"feature_level": 1}, 1, "must be 0 where pretrainings train different stages of the encoder (2 of"),
+    ],
+)
+def test_a_comparison_that_cannot_be_finished_is_not_begun(data, tmp_path, changes, fresh, error):
     plain = comparison(data, tmp_path / "out")
-    method = replace(plain._pretrain.method, features="decoder", feature_level=0)
-    whole = replace(plain._pretrain, method=method)
-    with pytest.raises(ValueError, match=r"finetune\.fresh_stages must be 0 with pretrain\.method\.features"):
-        Comparison(plain.settings, whole, replace(plain._finetune, fresh_stages=1))
+    pretraining = with_method(plain._pretrain, **changes)
+    with pytest.raises(ValueError, match=f"fresh_stages {re.escape(error)}"):
+        Comparison(plain.settings, pretraining, replace(plain._finetune, fresh_stages=fresh))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fresh", "error"),
+    [
+        ({"features": "decoder", "feature_level": 0}, 1, "must be 0 with method.features decoder"),
+        ({"feature_level": 1}, 3, "must be at most 2"),
+        ({"feature_level": 0, "more_levels": [1]}, 3, "must be at most 2"),
+    ],
+)
+def test_an_ablation_that_cannot_be_finished_is_not_begun(data, tmp_path, changes, fresh, error):
+    run = with_method(small_config(data, tmp_path / "run", steps=2), **changes)
+    tuning = Tuning(small_finetune(data, tmp_path / "out", fresh_stages=fresh), tmp_path)
+    with pytest.raises(ValueError, match=f"fresh_stages {error}"):
+        tuning.check(run)
 
 
 def with_fresh(plain: Comparison, fresh: int) -> Comparison:
