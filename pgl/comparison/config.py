@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pgl.config import MethodSettings, PretrainConfig, settled
+from pgl.config import GENESIS_INTENSITY, IntensitySettings, MethodSettings, PretrainConfig, settled
 from pgl.config_check import check as check_pretraining
 from pgl.downstream.config import RANDOM, FinetuneConfig
 from pgl.downstream.config import check as check_finetuning
@@ -138,6 +138,12 @@ class Comparison:
         return max(tuning.config.fresh_stages for tuning in self.tunings)
 
     @property
+    def genesis_clip_hu(self) -> tuple[float, float]:
+        """The window of HU that Models Genesis scales to [0, 1]."""
+        own = self._pretrain.intensity
+        return (GENESIS_INTENSITY if own == IntensitySettings() else own).clip_hu
+
+    @property
     def doubts(self) -> list[str]:
         """What can be run but is perhaps not meant, a line each."""
         # Only PGL asks a place and its mirror image for the same features.
@@ -192,6 +198,10 @@ class Comparison:
             resume=False,
             method=chosen,
         )
+        if method == "genesis" and run.intensity != IntensitySettings():
+            # The same window, to the range that it takes.
+            low, high = run.intensity.clip_hu
+            run = replace(run, intensity=IntensitySettings((low, high), low, high - low))
         return settled(run)
 
     def _tuning(self, task: str, initialisation: str, fraction: float, seed: int) -> Tuning:

@@ -168,6 +168,7 @@ def notes(comparison: Comparison, done: Done) -> list[str]:
     """What a reader must know to read the table."""
     settings = comparison.settings
     seeds = len(settings.seeds)
+    low, high = (f"{hu:g}".replace("-", "−") for hu in comparison.genesis_clip_hu)
     told = [
         "Dice in points (hundredths): the mean over test cases for each class, then over classes; the mean "
         "and, over two seeds or more, the standard deviation over seeds.",
@@ -176,7 +177,8 @@ def notes(comparison: Comparison, done: Done) -> list[str]:
         "it is better. The interval knows nothing of other data, networks or budgets.",
         "The network of the last step is tested; nothing was chosen by its score. Test cases were in no "
         "pretraining.",
-        "Models Genesis takes its own intensities, HU in [−1000, 1000] scaled to [0, 1], in fine-tuning too.",
+        f"Models Genesis takes its own intensities, HU in [{low}, {high}] scaled to [0, 1], in "
+        "fine-tuning too.",
     ]
     if comparison.carries_decoder:
         told.append(

@@ -20,7 +20,7 @@ from pgl.comparison.classes import COLUMNS
 from pgl.comparison.config import CompareSettings, Comparison
 from pgl.comparison.page import REPORT, write_results
 from pgl.comparison.runs import ComparisonStopped, compare
-from pgl.comparison.tables import MEAN, table_rows
+from pgl.comparison.tables import MEAN, notes, table_rows
 from pgl.config import GENESIS_INTENSITY, IntensitySettings, to_plain
 from pgl.downstream.config import to_plain as plain_finetuning
 from pgl.downstream.setup import check_patch
@@ -394,6 +394,20 @@ def test_each_shipped_comparison_is_one_that_can_be_run(file, tmp_path):
     assert seen[0].doubts == []
     for tuning in seen[0].tunings:
         check_patch(tuning.config, describe(tuning.config.encoder))
+
+
+@pytest.mark.parametrize(("window", "expected"), [(None, (-1000, 1000)), ((-160.0, 240.0), (-160, 240))])
+def test_models_genesis_scales_the_window_of_the_others_to_its_range(tmp_path, window, expected):
+    plain = comparison(tmp_path / "cache", tmp_path / "c")
+    changed = plain._pretrain
+    if window:
+        changed = replace(changed, intensity=IntensitySettings(window, 40.0, 100.0))
+    runs = Comparison(plain.settings, changed, plain._finetune)
+    low, high = expected
+    wanted = IntensitySettings(expected, low, high - low)
+    assert [r.intensity for (m, _), r in runs.pretrainings.items() if m == "genesis"] == [wanted] * 2
+    assert runs.pretrainings["pgl", 0].intensity == changed.intensity
+    assert sum(f"HU in [−{-low}, {high}] scaled" in note for note in notes(runs, [])) == 1
 
 
 def test_the_page_has_a_row_for_every_setting_with_its_default():
