@@ -268,6 +268,16 @@ class PretrainConfig:
     validation: ValidationSettings = field(default_factory=ValidationSettings)
 
 
+def genesis_intensity(own: IntensitySettings) -> IntensitySettings:
+    """What Models Genesis makes of settings that it shares with other methods: the same window, scaled to
+    [0, 1], but its own window in place of the default one.
+    """
+    if own == IntensitySettings():
+        return GENESIS_INTENSITY
+    low, high = own.clip_hu
+    return IntensitySettings((low, high), low, high - low)
+
+
 def settled(config: PretrainConfig) -> PretrainConfig:
     """The settings with what the method itself fixes: Models Genesis takes its own intensities."""
     if config.method.name == "genesis" and config.intensity == IntensitySettings():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pgl.config import GENESIS_INTENSITY, IntensitySettings, MethodSettings, PretrainConfig, settled
+from pgl.config import MethodSettings, PretrainConfig, genesis_intensity
 from pgl.config_check import check as check_pretraining
 from pgl.downstream.config import RANDOM, FinetuneConfig
 from pgl.downstream.config import check as check_finetuning
@@ -140,8 +140,7 @@ class Comparison:
     @property
     def genesis_clip_hu(self) -> tuple[float, float]:
         """The window of HU that Models Genesis scales to [0, 1]."""
-        own = self._pretrain.intensity
-        return (GENESIS_INTENSITY if own == IntensitySettings() else own).clip_hu
+        return genesis_intensity(self._pretrain.intensity).clip_hu
 
     @property
     def doubts(self) -> list[str]:
@@ -190,19 +189,16 @@ class Comparison:
             if chosen.features == "decoder":
                 # The stage is one of the decoder's then, which the others do not read.
                 chosen = replace(chosen, features="encoder", feature_level=MethodSettings.feature_level)
-        run = replace(
+        intensity = self._pretrain.intensity
+        return replace(
             self._pretrain,
             data=self.pretraining_cache,
             output=self.folder / "pretrained" / f"{method}-seed{seed}",
             seed=seed,
             resume=False,
             method=chosen,
+            intensity=genesis_intensity(intensity) if method == "genesis" else intensity,
         )
-        if method == "genesis" and run.intensity != IntensitySettings():
-            # The same window, to the range that it takes.
-            low, high = run.intensity.clip_hu
-            run = replace(run, intensity=IntensitySettings((low, high), low, high - low))
-        return settled(run)
 
     def _tuning(self, task: str, initialisation: str, fraction: float, seed: int) -> Tuning:
         settings, shared = self.settings, self._finetune

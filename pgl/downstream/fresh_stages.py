@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
-
-from torch import Tensor
 
 from pgl.backbone import chosen_levels
 from pgl.config import PretrainConfig
@@ -13,9 +11,8 @@ from pgl.downstream.config import FinetuneConfig
 from pgl.export import check_networks
 
 
-def stages_left_out(config: FinetuneConfig, export: dict[str, Any], stages: int) -> range:
-    """The encoder's stages, from 0, that are not copied from a weights file: ``fresh_stages`` of those that
-    pretraining trained, and the untrained ones below them.
+def check_with_file(config: FinetuneConfig, export: dict[str, Any], stages: int) -> None:
+    """Refuse a weights file, before anything is done with it, whose stages cannot be left out as asked.
 
     Args:
         config: of the fine-tuning.
@@ -26,34 +23,31 @@ def stages_left_out(config: FinetuneConfig, export: dict[str, Any], stages: int)
         ValueError: the file has fewer trained stages, the network none of these, or the file contradicts
             itself.
     """
-    deepest, in_file = export["network"]["feature_level"], export["network"]["arguments"]["n_stages"]
     if not config.fresh_stages:
-        return range(in_file, in_file)
+        return
     check_networks(export, config.weights)
-    if config.fresh_stages > deepest + 1:
+    trained = export["network"]["feature_level"] + 1
+    if config.fresh_stages > trained:
         raise ValueError(
-            f"fresh_stages must be at most {deepest + 1}, the encoder's stages that were pretrained in "
+            f"fresh_stages must be at most {trained}, the encoder's stages that were pretrained in "
             f"{config.weights}, got {config.fresh_stages}"
         )
-    first = deepest + 1 - config.fresh_stages
+    first = stages_left_out(config, export).start
     if first >= stages:
         raise ValueError(
             f"fresh_stages {config.fresh_stages} leaves out stages from {first} on of {config.weights}, but "
             f"the network has {stages} stages, 0 to {stages - 1}: leave encoder or fresh_stages out"
         )
-    return range(first, in_file)
 
 
-def parted(weights: Mapping[str, Tensor], left_out: Collection[int]) -> tuple[dict[str, Tensor], list[str]]:
-    """An encoder's tensors without those stages, and the names of what these hold."""
-    kept, rest = {}, []
-    for name, tensor in weights.items():
-        part, _, inner = name.partition(".")
-        if left_out and part == "stages" and int(inner.partition(".")[0]) in left_out:
-            rest.append(name)
-        else:
-            kept[name] = tensor
-    return kept, rest
+def stages_left_out(config: FinetuneConfig, export: dict[str, Any]) -> range:
+    """The encoder's stages, from 0, that are not copied from a weights file: ``fresh_stages`` of those that
+    pretraining trained, and the untrained ones below them.
+    """
+    if not config.fresh_stages:
+        return range(0)
+    network = export["network"]
+    return range(network["feature_level"] + 1 - config.fresh_stages, network["arguments"]["n_stages"])
 
 
 def check_with_pretraining(fresh_stages: int, runs: Collection[PretrainConfig]) -> None:

@@ -18,10 +18,11 @@ import pgl
 from pgl.atomic import write_json
 from pgl.config import IntensitySettings
 from pgl.downstream.config import FinetuneConfig
-from pgl.downstream.fresh_stages import parted, stages_left_out
+from pgl.downstream.fresh_stages import stages_left_out
 from pgl.downstream.labels import LabelledCache
 from pgl.downstream.network import Loaded, summary
 from pgl.export import check_networks
+from pgl.export.decoder import stage_of
 from pgl.networks import default_encoder, describe
 
 
@@ -84,11 +85,13 @@ def pretrained_weights(
     are left out: of stages that start afresh, and of a decoder whose stages would not be the network's.
 
     Raises:
-        ValueError: the decoder is not that of the encoder that the file describes, or ``fresh_stages`` does
-            not fit the file.
+        ValueError: the decoder is not that of the encoder that the file describes.
     """
-    stages = stages_left_out(config, export, description["arguments"]["n_stages"])
-    weights, left_out = parted(export["network_weights"], stages)
+    weights = dict(export["network_weights"])
+    fresh = stages_left_out(config, export)
+    left_out = [name for name in weights if stage_of(name) in fresh]
+    for name in left_out:
+        del weights[name]
     if "decoder_weights" in export:
         check_networks(export, config.weights)
         decoder = {f"decoder.{name}": tensor for name, tensor in export["decoder_weights"].items()}
@@ -174,7 +177,7 @@ def say_loaded(
     say(f"{len(loaded.unused)} unused: {summary(loaded.unused) or 'none'}; all names are in {where}")
     if config.fresh_stages:
         stages = described["arguments"]["n_stages"]
-        fresh = [str(n) for n in stages_left_out(config, export, stages) if n < stages]
+        fresh = [str(n) for n in stages_left_out(config, export) if n < stages]
         say(f"fresh_stages {config.fresh_stages}: of the encoder, stage {', '.join(fresh)} starts at random")
     if misfit := decoder_misfit(config, export, described):
         say(f"WARNING: the pretrained decoder is left out: {misfit}", style="bold red")

@@ -30,7 +30,7 @@ from torch import nn
 
 from pgl.atomic import write_json
 from pgl.downstream.config import RANDOM, FinetuneConfig, check, to_plain
-from pgl.downstream.fresh_stages import stages_left_out
+from pgl.downstream.fresh_stages import check_with_file
 from pgl.downstream.inference import probabilities
 from pgl.downstream.labels import LabelledCache
 from pgl.downstream.metrics import Score, score_case
@@ -88,7 +88,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         torch.set_num_threads(config.train.threads)
     export = None if config.weights == RANDOM else read_export(config.weights)
     if export is not None:
-        stages_left_out(config, export, description(config, export)["arguments"]["n_stages"])
+        check_with_file(config, export, description(config, export)["arguments"]["n_stages"])
     folder = Path(config.output)
     with only_writer(folder):
         prepare_folder(folder, config)

@@ -41,7 +41,9 @@ def trained_of_decoder(tensors: Mapping[str, Tensor], n_stages: int, level: int)
 
 
 def stage_of(name: str) -> int | None:
-    """The stage of a decoder's tensor, counted from the deepest; None where it is of no stage."""
+    """The stage of a decoder's tensor, counted from the deepest, or of an encoder's, from the finest; None
+    where it is of no stage.
+    """
     part, _, rest = name.partition(".")
     number = rest.partition(".")[0]
     return int(number) if part in PARTS and number.isascii() and number.isdecimal() else None
