@@ -10,11 +10,12 @@ from pgl.config import MethodSettings, PretrainConfig
 # The paper's: what the aligner knows.
 PRIORS = ("both", "crop", "flip", "none")
 # Options of ours, one at a time, with both priors; those of configs/beyond-the-paper.
-BEYOND = ("regions", "levels", "unet")
+BEYOND = ("regions", "levels", "unet", "decorrelated")
 ROWS = (*PRIORS, *BEYOND)
 
 _REGIONS = 4
 _DECODER_STAGE = 1
+_DECORRELATION = 0.04
 
 
 def changed(config: PretrainConfig, row: str) -> MethodSettings:
@@ -37,6 +38,8 @@ def changed(config: PretrainConfig, row: str) -> MethodSettings:
         options["regions"] = _REGIONS
     elif row == "levels":
         options["more_levels"] = [_stage_above(config)]
+    elif row == "decorrelated":
+        options["decorrelation"] = _DECORRELATION
     else:
         options.update(features="decoder", feature_level=_DECODER_STAGE)
     return replace(method, **options)
@@ -50,6 +53,7 @@ def described(row: str, method: MethodSettings) -> str:
         "regions": f"{method.regions} random regions",
         "levels": f"stage {', '.join(map(str, method.more_levels))} too",
         "unet": f"the decoder's stage {method.feature_level}",
+        "decorrelated": f"decorrelated, weight {method.decorrelation:g}",
     }[row]
 
 

@@ -54,8 +54,8 @@ class AllProcessesBatchNorm(nn.BatchNorm3d):
         axes = (0, 2, 3, 4)
         wide = input if input.dtype == torch.float64 else input.float()
         # The deviations in a second pass: a difference of two large sums would lose the small variances.
-        mean = _MeanOverProcesses.apply(wide.mean(axes, keepdim=True))
-        return mean, _MeanOverProcesses.apply((wide - mean).square().mean(axes, keepdim=True))
+        mean = mean_over_processes(wide.mean(axes, keepdim=True))
+        return mean, mean_over_processes((wide - mean).square().mean(axes, keepdim=True))
 
     @torch.no_grad()
     def _note(self, mean: Tensor, variance: Tensor, input: Tensor) -> None:
@@ -67,6 +67,11 @@ class AllProcessesBatchNorm(nn.BatchNorm3d):
         self.running_mean.lerp_(mean.flatten().to(self.running_mean.dtype), share)
         unbiased = variance.flatten() * (count / max(count - 1, 1))
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, with its gradient; they wait for each other."""
+    return _MeanOverProcesses.apply(value)  # type: ignore[no-any-return]
 
 
 class _MeanOverProcesses(torch.autograd.Function):

@@ -124,6 +124,8 @@ class MethodSettings:
         features: whose features: ``encoder``, or ``decoder`` to pretrain the whole U-Net; then the stage is
             one of the decoder's, 0 the finest, and there is none at the encoder's deepest resolution (our
             option, beyond the paper).
+        decorrelation: weight of a penalty on channels of the projection that tell of each other, see
+            :mod:`pgl.decorrelation`; 0 for none (our option, beyond the paper).
         crop_prior: the aligner knows the crops and scales of the views (paper; off only in ablations).
         flip_prior: the aligner knows their mirrors and undoes them (paper; off only in ablations).
     """
@@ -143,6 +145,7 @@ class MethodSettings:
     region_scale: tuple[float, float] = (0.5, 1.0)
     more_levels: list[int] = field(default_factory=list)
     features: Literal["encoder", "decoder"] = "encoder"
+    decorrelation: float = 0.0
     crop_prior: bool = True
     flip_prior: bool = True
 
@@ -174,8 +177,9 @@ class TrainSettings:
         steps: optimiser steps of the whole run; the schedules span it.
         batch_size: samples (pairs of views) a step, over all devices together (second-hand).
         accumulate: pieces in which a device takes its share of the batch, one after the other, to save
-            memory. The gradients are those of the whole share, but where a normalisation looks at the batch
-            (``method.head_norm`` or ``output_norm`` ``batch``): it then sees a piece.
+            memory. The gradients are those of the whole share, but where something looks at the batch
+            (``method.head_norm`` or ``output_norm`` ``batch``, ``method.decorrelation``): it then sees
+            a piece.
         workers: processes that read blocks; 0 reads in a thread of the training process.
         prefetch: batches that each of them reads ahead.
         accelerator: ``auto``, ``cpu`` or ``cuda`` (``gpu`` is the same).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from pgl.backbone import chosen_levels
@@ -116,7 +117,9 @@ def _method_and_options(config: PretrainConfig) -> None:
     method, default = config.method, MethodSettings()
     if method.name not in ("pgl", "byol", "genesis"):
         raise ValueError(f"method.name must be pgl, byol or genesis, got {method.name!r}")
-    for name in ("more_levels", "features"):
+    if not (method.decorrelation >= 0 and math.isfinite(method.decorrelation)):
+        raise ValueError(f"method.decorrelation must be at least 0, got {method.decorrelation}")
+    for name in ("more_levels", "features", "decorrelation"):
         if method.name != "pgl" and getattr(method, name) != getattr(default, name):
             raise ValueError(
                 f"method.{name} is an option of method.name pgl, got {getattr(method, name)} with "

@@ -11,10 +11,11 @@ import copy
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from pgl.backbone import Backbone
 from pgl.config import MethodSettings
+from pgl.decorrelation import decorrelation
 from pgl.method_base import Method
 from pgl.networks import EncoderSettings
 from pgl.views import ViewPairs, assumed, numbered, scale_of
@@ -87,6 +88,7 @@ class PGL(Method):
         backbone = Backbone(encoder, settings.feature_level, settings.more_levels, decoder, recompute)
         super().__init__(backbone, settings)
         self.crop_prior, self.flip_prior = settings.crop_prior, settings.flip_prior
+        self.decorrelation = settings.decorrelation
         projectors, predictors = zip(
             *(self._heads(channels, settings) for channels in self.backbone.channels_of), strict=True
         )
@@ -114,7 +116,8 @@ class PGL(Method):
 
         Returns:
             Scalar in [0, 4]: the mean over samples, both directions, aligned voxels, regions and stages of
-            ‖p̂ − ẑ‖².
+            ‖p̂ − ẑ‖². With ``settings.decorrelation`` so much of the projections' :func:`decorrelation` is
+            added.
         """
         regions, flips = assumed(pairs, self.crop_prior, self.flip_prior)
         features = self.backbone.maps(inputs)
@@ -128,16 +131,17 @@ class PGL(Method):
             prediction = predictors[level](self.align(online, regions, flips, stride))
             with torch.no_grad():
                 target = target_projectors[level](target_features[level])
-            losses.append(
-                aligned_cosine_loss3d(
-                    prediction=prediction,
-                    features=target,
-                    boxes=_other_view(numbered(regions, len(inputs))),
-                    spatial_scale=scale_of(stride),
-                    sampling_ratio=self.sampling_ratio,
-                    flips=_other_view(flips),
-                )
+            loss = aligned_cosine_loss3d(
+                prediction=prediction,
+                features=target,
+                boxes=_other_view(numbered(regions, len(inputs))),
+                spatial_scale=scale_of(stride),
+                sampling_ratio=self.sampling_ratio,
+                flips=_other_view(flips),
             )
+            if self.decorrelation:
+                loss = loss + self.decorrelation * decorrelation(online, self._together())
+            losses.append(loss)
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
     def project(self, features: Tensor) -> Tensor:
@@ -167,6 +171,10 @@ class PGL(Method):
         for name in ("projector", "predictor", "target_projector"):
             for head in self._of_all_levels(name):
                 head.compile()
+
+    def _together(self) -> bool:
+        """Whether other processes train this network now; validation is one process's alone."""
+        return self.training and distributed.is_available() and distributed.is_initialized()
 
     def _of_all_levels(self, name: str) -> list[nn.Module]:
         side = f"target_side_{name[7:]}s" if name.startswith("target_") else f"side_{name}s"

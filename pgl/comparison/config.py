@@ -185,7 +185,7 @@ class Comparison:
         chosen = replace(self._pretrain.method, name=method)  # type: ignore[arg-type]
         if method != "pgl":
             # Options of PGL beyond the paper.
-            chosen = replace(chosen, more_levels=[])
+            chosen = replace(chosen, more_levels=[], decorrelation=MethodSettings.decorrelation)
             if chosen.features == "decoder":
                 # The stage is one of the decoder's then, which the others do not read.
                 chosen = replace(chosen, features="encoder", feature_level=MethodSettings.feature_level)

@@ -238,13 +238,14 @@ def test_no_downstream_dice_is_made_up(config, started):
 
 def test_the_options_beyond_the_paper_are_rows_beside_pgl(config, started, tmp_path):
     rows = {row["row"]: row for row in ablate(config, [4], ["both", *BEYOND], say=silently)}
-    assert started == [f"seed4-{name}" for name in ("both", "regions", "levels", "unet")]
+    assert started == [f"seed4-{name}" for name in ("both", "regions", "levels", "unet", "decorrelated")]
     settings = {name: read_run(tmp_path / "ablation" / f"seed4-{name}").settings for name in rows}
     for name, changes in {
         "both": {},
         "regions": {"method.regions": 4},
         "levels": {"method.more_levels": [1]},
         "unet": {"method.features": "decoder", "method.feature_level": 1},
+        "decorrelated": {"method.decorrelation": 0.04},
     }.items():
         differing = {key for key in settings[name] if settings[name][key] != settings["both"][key]}
         assert differing - {"output"} == set(changes)
@@ -252,14 +253,15 @@ def test_the_options_beyond_the_paper_are_rows_beside_pgl(config, started, tmp_p
         assert rows[name]["crop_prior"] and rows[name]["flip_prior"]
         # The encoder starts alike in all of them.
         assert rows[name]["encoder_untrained"] == rows["both"]["matching_accuracy_untrained"]
-    for name in ("both", "regions", "levels"):
+    for name in ("both", "regions", "levels", "decorrelated"):
         assert rows[name]["encoder"] == rows[name]["matching_accuracy"]
     # What the trainer measured of the same features is what the table measures of an encoder.
     levels = planned(config, [4], ["levels"])[4, "levels"]
     assert encoder_accuracy(levels, config, LAST) == rows["levels"]["matching_accuracy"]
     assert rows["unet"]["feature_spread"] != rows["both"]["feature_spread"]
     text = (tmp_path / "ablation" / "ablation.md").read_text("utf-8")
-    for words in ("| PGL |", "| 4 random regions |", "| stage 1 too |", "| the decoder's stage 1 |"):
+    for words in ("| PGL |", "| 4 random regions |", "| stage 1 too |", "| the decoder's stage 1 |",
+                  "| decorrelated, weight 0.04 |"):  # fmt: skip
         assert words in text
 
 

@@ -101,6 +101,8 @@ def test_an_unknown_key_is_refused_by_name():
         ("method", {"region_scale": (0.5, 1.5)}, r"method\.region_scale must lie in"),
         ("method", {"more_levels": [1, 2]}, r"must name other stages than method\.feature_level -1"),
         ("method", {"more_levels": [3]}, r"method\.more_levels must lie in \[-3, 2\]"),
+        ("method", {"decorrelation": -0.1}, r"method\.decorrelation must be at least 0, got -0\.1"),
+        ("method", {"decorrelation": float("nan")}, r"method\.decorrelation must be at least 0, got nan"),
         ("method", {"features": "decoder", "feature_level": 2}, r"\[-2, 1\] for the 2 stages of the decoder"),
         ("validation", {"fraction": 1.0}, r"validation\.fraction must lie in"),
     ],

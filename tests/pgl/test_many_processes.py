@@ -38,10 +38,12 @@ def cache(tmp_path_factory) -> Path:
 
 
 def with_batch_statistics(data: Path, output: Path) -> PretrainConfig:
-    """Batch normalisation everywhere, with running statistics in the encoder; a batch that two can share."""
+    """All that looks at a whole batch: batch normalisation everywhere, with running statistics in the
+    encoder, and decorrelation; a batch that two can share."""
     config = small_config(data, output, steps=STEPS)
     config.encoder = replace(config.encoder, norm="batch")
     config.method.head_norm = config.method.output_norm = "batch"
+    config.method.decorrelation = 0.05
     config.optimizer.name, config.optimizer.learning_rate = "lars", 0.2
     config.train.batch_size, config.train.log_every, config.train.devices = 4, 1, "auto"
     config.train.checkpoint_every = config.validation.every = STEPS // 2

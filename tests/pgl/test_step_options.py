@@ -169,7 +169,12 @@ def test_the_loss_of_several_stages_is_the_mean_over_them():
 
 @pytest.mark.parametrize(
     "method",
-    [{"regions": 2}, {"more_levels": [1]}, {"features": "decoder", "feature_level": 0, "more_levels": [1]}],
+    [
+        {"regions": 2},
+        {"more_levels": [1]},
+        {"decorrelation": 0.1},
+        {"features": "decoder", "feature_level": 0, "more_levels": [1]},
+    ],
 )
 def test_an_option_beyond_the_paper_trains_resumes_exactly_and_exports(cache, tmp_path, method):
     whole = run(cache, tmp_path / "whole", method)
@@ -203,9 +208,10 @@ def test_each_option_beyond_the_paper_has_a_config_that_works(file):
     config = from_plain({"data": "cache", "output": "run", **yaml.safe_load(file.read_text("utf-8"))})
     check(config)
     default = MethodSettings()
-    chosen = {name for name in ("regions", "more_levels", "features") if
+    chosen = {name for name in ("regions", "more_levels", "features", "decorrelation") if
               getattr(config.method, name) != getattr(default, name)}  # fmt: skip
-    assert chosen == {{"regions": "regions", "levels": "more_levels", "unet": "features"}[file.stem]}
+    names = {"levels": "more_levels", "unet": "features", "decorrelated": "decorrelation"}
+    assert chosen == {names.get(file.stem, file.stem)}
 
 
 def test_the_environment_tells_which_precision_was_chosen(plain):
