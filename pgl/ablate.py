@@ -3,7 +3,8 @@
 The output folder, DIR/::
 
     seed0-both/  seed0-crop/  seed0-flip/  seed0-none/   ordinary runs of ``pgl pretrain``, for each seed
-    seed0-regions/  seed0-levels/  seed0-unet/           with ``--rows``
+    seed0-regions/  seed0-levels/  seed0-unet/           with ``--rows``, and
+    seed0-decorrelated/
     pretraining-cache/  encoders/  finetuned/            with ``--finetune``
     ablation.csv      one line a run
     ablation.json     the same, and mean and deviation over the seeds for each row
