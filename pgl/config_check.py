@@ -118,7 +118,7 @@ def _method_and_options(config: PretrainConfig) -> None:
     if method.name not in ("pgl", "byol", "genesis"):
         raise ValueError(f"method.name must be pgl, byol or genesis, got {method.name!r}")
     if not (method.decorrelation >= 0 and math.isfinite(method.decorrelation)):
-        raise ValueError(f"method.decorrelation must be at least 0, got {method.decorrelation}")
+        raise ValueError(f"method.decorrelation must be finite and at least 0, got {method.decorrelation}")
     for name in ("more_levels", "features", "decorrelation"):
         if method.name != "pgl" and getattr(method, name) != getattr(default, name):
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pgl.run_facts import RunFacts, number
@@ -14,6 +14,15 @@ LOSSES = {
     "byol": "2 − 2·cos between prediction and target of whole views, both directions added; it starts near 4",
     "genesis": "mean squared difference between restored and clean voxels, which lie in [0, 1]",
 }
+
+
+def loss_in_words(settings: Mapping[str, Any]) -> str:
+    """What the loss of a run is, from its settings by their dotted names."""
+    words = LOSSES[str(settings["method.name"])]
+    weight = settings["method.decorrelation"]
+    if not weight:
+        return words
+    return f"{words}, and {shown_value(weight)} times the correlations of the projection's channels"
 
 
 def names_of(runs: Sequence[RunFacts]) -> list[str]:

@@ -54,7 +54,10 @@ def show(
     untrained = load_checkpoint(checkpoint_path(run, INITIAL))
     config = from_plain(untrained["config"])
     files = [folder / name for name in ("curves.png", "views.png", "features.png")]
-    draw_curves(metrics, config.validation.collapse_threshold, files[0], config.method.name)
+    method = config.method
+    draw_curves(
+        metrics, config.validation.collapse_threshold, files[0], method.name, method.decorrelation > 0
+    )
 
     trained = load_checkpoint(checkpoint_path(run, LAST))
     cache = open_cache(data if data is not None else config.data)

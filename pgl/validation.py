@@ -11,7 +11,8 @@ from pgl.method_base import Method
 from pgl.metrics import chance, effective_rank, feature_spread, matching_accuracy
 from pgl.views import shared_region
 
-# Pairs that go through the network at once; it changes memory and nothing else.
+# Pairs that go through the network at once, to save memory. What looks at a batch (batch normalisation in the
+# heads, decorrelation) sees so many.
 _CHUNK = 8
 
 

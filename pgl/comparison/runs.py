@@ -43,7 +43,7 @@ from pgl.downstream.train import RESULTS_FORMAT
 from pgl.export import export_encoder
 from pgl.lock import only_writer
 from pgl.manifest import sha256_of
-from pgl.run_facts import flat
+from pgl.run_facts import default_settings, flat
 from pgl.run_folder import CONFIG, ENVIRONMENT, METRICS, cases_of
 
 # Where a run lies, whether it goes on, and what only moves its work elsewhere.
@@ -306,8 +306,10 @@ def refuse_other_settings(folder: Path, wanted_plain: dict[str, Any]) -> None:
         (folder / METRICS).is_file() or (folder / ENVIRONMENT).is_file()
     ):
         return
-    there = SINCE_THEN | _by_name(yaml.safe_load((folder / CONFIG).read_text("utf-8")) or {})
     wanted = _by_name(wanted_plain)
+    # Settings that are newer than the run had their defaults' meaning when it was made.
+    since_then = default_settings() if "method.name" in wanted else SINCE_THEN
+    there = {**since_then, **_by_name(yaml.safe_load((folder / CONFIG).read_text("utf-8")) or {})}
     changed = sorted(k for k in wanted if k not in _NOT_COMPARED and k in there and there[k] != wanted[k])
     if changed:
         key = changed[0]

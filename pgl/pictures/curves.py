@@ -32,9 +32,20 @@ _LOSSES = {
 
 
 def draw_curves(
-    metrics: dict[str, list[dict[str, Any]]], collapse_threshold: float, path: Path, method: str = "pgl"
+    metrics: dict[str, list[dict[str, Any]]],
+    collapse_threshold: float,
+    path: Path,
+    method: str = "pgl",
+    decorrelated: bool = False,
 ) -> None:
     """Draw ``curves.png`` from :func:`pgl.run_facts.read_metrics`.
+
+    Args:
+        metrics: what was measured.
+        collapse_threshold: spread under which the alarm is raised.
+        path: the file to write.
+        method: whose loss it is, see :class:`pgl.config.MethodSettings`.
+        decorrelated: whether a penalty on correlated channels is part of the loss.
 
     Raises:
         ValueError: nothing was measured yet.
@@ -54,7 +65,8 @@ def draw_curves(
             "A falling loss alone proves nothing: it also falls when all features collapse into one.",
         )
         axes = [sheet.axes(left, 1.35, 2.95, 2.35) for left in (0.70, 4.30, 7.90)]
-        _loss(axes[0], train, validation, *_LOSSES[method])
+        title, unit = _LOSSES[method]
+        _loss(axes[0], train, validation, title, f"{unit}, and penalty" if decorrelated else unit)
         _accuracy(axes[1], validation)
         _spread(axes[2], validation, collapse_threshold)
         last = max(1, *(entry["step"] for entry in [*train, *validation]))

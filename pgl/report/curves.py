@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pgl.run_facts import RunFacts, number
-from pgl.run_words import LOSSES
+from pgl.run_words import loss_in_words
 
 # Points of a curve; a page is at most about 1,000 pixels wide. Longer curves are averaged in runs of lines.
 MOST_POINTS = 1200
@@ -30,7 +30,7 @@ def charts_of_run(run: RunFacts) -> list[Chart]:
     charts = [
         _chart(
             "Loss",
-            LOSSES[str(run.settings["method.name"])] + ", on a log scale. Alone it proves nothing: "
+            loss_in_words(run.settings) + ", on a log scale. Alone it proves nothing: "
             "it also falls when all features become one.",
             [
                 _curve("training", losses, 0, faint=True),

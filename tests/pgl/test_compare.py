@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from pgl.checkpoint import INITIAL, checkpoint_path, load_checkpoint
 from pgl.cli import main
@@ -19,7 +20,7 @@ from pgl.comparison import runs as module
 from pgl.comparison.classes import COLUMNS
 from pgl.comparison.config import CompareSettings, Comparison
 from pgl.comparison.page import REPORT, write_results
-from pgl.comparison.runs import ComparisonStopped, compare
+from pgl.comparison.runs import ComparisonStopped, compare, refuse_other_settings
 from pgl.comparison.tables import MEAN, notes, table_rows
 from pgl.config import GENESIS_INTENSITY, IntensitySettings, to_plain
 from pgl.downstream.config import to_plain as plain_finetuning
@@ -237,6 +238,21 @@ def test_a_comparison_tabulates_what_its_runs_scored_and_does_nothing_twice(data
     ):
         compare(comparison(data, folder, steps=3, fractions=(1.0,), tasks=TASKS), silently)
     assert started == []
+
+
+def test_an_older_pretraining_without_a_newer_setting_is_not_taken_for_one_with_it(data, tmp_path):
+    runs = comparison(data, tmp_path / "c", fractions=(1.0,))
+    config = runs.pretrainings["pgl", 0]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").touch()
+    old = to_plain(config)
+    del old["method"]["decorrelation"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(old), "utf-8")
+    refuse_other_settings(folder, to_plain(config))
+    config.method.decorrelation = 0.04
+    with pytest.raises(ValueError, match=r"method.decorrelation was 0.0, now 0.04"):
+        refuse_other_settings(folder, to_plain(config))
 
 
 class Cells(HTMLParser):

@@ -71,9 +71,23 @@ def test_its_gradient_is_that_of_finite_differences():
 def test_mixed_precision_does_not_round_it():
     features = mixed().float()
     with torch.autocast("cpu", torch.bfloat16):
-        assert float(decorrelation(features)) == float(decorrelation(features))
         inside = decorrelation(features)
     assert inside.dtype == torch.float32 and torch.equal(inside, decorrelation(features))
+
+
+def test_half_precision_of_any_size_is_computed_in_float32():
+    wide = (mixed() * 80).half().requires_grad_()
+    found = decorrelation(wide)
+    found.backward()
+    assert float(found.detach()) == pytest.approx(float(decorrelation(mixed())), rel=0.02)
+    assert wide.grad is not None and wide.grad.isfinite().all()
+
+
+def test_it_is_about_that_of_chance_for_independent_channels_and_of_their_rank_for_others():
+    independent, few = some(8, 16, 4, 8, 8), some(8, 4, 4, 8, 8)
+    assert float(decorrelation(independent)) == pytest.approx(15 / (8 * 4 * 8 * 8), rel=0.3)
+    spread = torch.einsum("ij,njdhw->nidhw", some(64, 4, seed=5), few)
+    assert float(decorrelation(spread)) == pytest.approx(64 / 4 - 1, rel=0.3)
 
 
 def batch() -> tuple[Tensor, object]:
@@ -87,13 +101,14 @@ def test_the_loss_is_the_papers_and_so_much_of_the_penalty_of_each_stages_projec
     views, pairs = batch()
     plain = seeded_module(0, lambda: PGL(small_encoder(), settings))
     with_penalty = seeded_module(0, lambda: PGL(small_encoder(), replace(settings, decorrelation=0.3)))
-    maps = plain.backbone.maps(views)
+    with torch.no_grad():
+        maps = plain.backbone.maps(views)
     projections = [
         head(one) for head, one in zip([plain.projector, *plain.side_projectors], maps, strict=True)
     ]
     penalty = torch.stack([decorrelation(one) for one in projections]).mean()
     torch.testing.assert_close(with_penalty(views, pairs), plain(views, pairs) + 0.3 * penalty)
-    assert float(penalty) > 0.05
+    assert float(penalty.detach()) > 0.05
 
 
 def test_trained_with_it_the_projections_channels_tell_less_of_each_other():

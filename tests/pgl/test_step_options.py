@@ -17,7 +17,10 @@ from pgl.config_check import check
 from pgl.export import export_encoder, load_encoder
 from pgl.method import PGL
 from pgl.networks import seeded_module
+from pgl.pictures import curves
 from pgl.pretrain import pretrain
+from pgl.report import write_report
+from pgl.show import show
 from pgl.step import precision_of
 from pgl.views import ViewPairs, place, sample_regions, sample_view_pairs, shared_region
 
@@ -201,6 +204,18 @@ def test_an_option_beyond_the_paper_trains_resumes_exactly_and_exports(cache, tm
     export_encoder(whole, tmp_path / "encoder.pt")
     exported = load_encoder(tmp_path / "encoder.pt").state_dict()
     assert all(torch.equal(value, saved["online"]["encoder"][key]) for key, value in exported.items())
+
+
+def test_pictures_and_report_say_what_a_penalty_adds_to_the_loss(cache, plain, tmp_path, monkeypatch):
+    with_penalty = run(cache, tmp_path / "run", {"decorrelation": 0.1})
+    units = []
+    monkeypatch.setattr(curves, "_loss", lambda *arguments: units.append(arguments[-1]))
+    words = "and 0.1 times the correlations of the projection"
+    for folder, unit, said in ((plain, "2 − 2·cos", False), (with_penalty, "2 − 2·cos, and penalty", True)):
+        show(folder, tmp_path / "pictures", pairs=1)
+        assert units.pop() == unit
+        page, lacking = write_report(folder, tmp_path / "report.html", pairs=1)
+        assert lacking == [] and (words in page.read_text("utf-8")) == said
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
