@@ -11,7 +11,7 @@ import copy
 import math
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from pgl.backbone import Backbone
 from pgl.config import MethodSettings
@@ -140,7 +140,9 @@ class PGL(Method):
                 flips=_other_view(flips),
             )
             if self.decorrelation:
-                loss = loss + self.decorrelation * decorrelation(online, self._together())
+                # Validation is one process's alone.
+                together = self.training and self.processes > 1
+                loss = loss + self.decorrelation * decorrelation(online, together)
             losses.append(loss)
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
@@ -171,10 +173,6 @@ class PGL(Method):
         for name in ("projector", "predictor", "target_projector"):
             for head in self._of_all_levels(name):
                 head.compile()
-
-    def _together(self) -> bool:
-        """Whether other processes train this network now; validation is one process's alone."""
-        return self.training and distributed.is_available() and distributed.is_initialized()
 
     def _of_all_levels(self, name: str) -> list[nn.Module]:
         side = f"target_side_{name[7:]}s" if name.startswith("target_") else f"side_{name}s"

@@ -32,9 +32,11 @@ class Method(nn.Module):
 
     Attributes:
         averaged: names of the parts that have such an average.
+        processes: how many train it together; set by the trainer.
     """
 
     averaged: ClassVar[tuple[str, ...]] = ()
+    processes: int = 1
     backbone: Backbone
 
     def __init__(self, backbone: Backbone, settings: MethodSettings) -> None:

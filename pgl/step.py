@@ -53,6 +53,7 @@ class TrainingStep:
         train = config.train
         self.config, self.fabric = config, fabric
         self.method: Method = over_all_processes(method, fabric.world_size, fabric.device)
+        self.method.processes = fabric.world_size
         self.layout = torch.channels_last_3d if train.channels_last else torch.preserve_format
         if train.channels_last:
             self.method.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
