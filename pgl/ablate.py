@@ -28,10 +28,9 @@ from pgl.ablation_rows import PRIORS, changed
 from pgl.ablation_table import write_tables
 from pgl.child_runs import is_pretrained as is_done
 from pgl.child_runs import pretrain_in_child as _pretrain
-from pgl.config import PretrainConfig, to_plain
+from pgl.config import PretrainConfig
 from pgl.lock import only_writer
-from pgl.run_facts import flat, read_run
-from pgl.run_folder import CONFIG, METRICS
+from pgl.run_facts import refuse_other_settings
 
 # Where a run lies, and whether it goes on, changes nothing that it computes.
 _NOT_COMPARED = ("data", "output", "resume")
@@ -116,7 +115,7 @@ def _ablate(
     tuning: Tuning | None,
 ) -> list[dict[str, Any]]:
     for run in planned(config, seeds, rows).values():
-        _refuse_other_settings(run)
+        refuse_other_settings(Path(run.output), run, _NOT_COMPARED, "an ablation")
         if tuning is not None:
             tuning.check(run)
     if tuning is not None:
@@ -143,18 +142,4 @@ def _stop_at(code: int, name: str) -> None:
     if code:
         raise AblationStopped(
             f"{name} ended with exit code {code}; the same command goes on from there", code
-        )
-
-
-def _refuse_other_settings(run: PretrainConfig) -> None:
-    folder = Path(run.output)
-    if not (folder / CONFIG).is_file() or not (folder / METRICS).is_file():
-        return
-    there, wanted = read_run(folder).settings, flat(to_plain(run))
-    changed = sorted(key for key in wanted if key not in _NOT_COMPARED and there.get(key) != wanted[key])
-    if changed:
-        key = changed[0]
-        raise ValueError(
-            f"{folder} is a run with other settings: {', '.join(changed)} ({key} was {there.get(key)}, now "
-            f"{wanted[key]}); runs of an ablation must be alike: give the same settings, or another --output"
         )

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from pgl.cache import VolumeCache
-from pgl.comparison.runs import refuse_other_settings, run_finetuning
+from pgl.comparison.runs import NOT_COMPARED, run_finetuning
 from pgl.comparison.unseen import write_unseen
 from pgl.config import PretrainConfig
-from pgl.downstream.config import RANDOM, FinetuneConfig, check, to_plain
+from pgl.downstream.config import RANDOM, FinetuneConfig, check
 from pgl.downstream.fresh_stages import check_with_pretraining
 from pgl.export import export_encoder, read_export
 from pgl.manifest import sha256_of
+from pgl.run_facts import refuse_other_settings
 from pgl.run_folder import CONFIG, ENVIRONMENT, cases_of
 
 UNSEEN = "pretraining-cache"
@@ -93,7 +94,7 @@ class Tuning:
                 f"{file} holds the encoder alone, as an earlier version exported it, but {run.output} "
                 f"trained the decoder as well: delete it and {tuning.output}, and ablate again"
             )
-        refuse_other_settings(Path(tuning.output), to_plain(tuning))
+        refuse_other_settings(Path(tuning.output), tuning, NOT_COMPARED, "an ablation")
 
     def dice(self, run: PretrainConfig) -> float | None:
         """Mean Dice over classes and test cases; None if this encoder was not tuned to the end yet."""

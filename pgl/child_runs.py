@@ -15,10 +15,11 @@ from types import FrameType
 
 from pgl.atomic import write_text
 from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
-from pgl.config import PretrainConfig, to_plain
+from pgl.config import PretrainConfig
 from pgl.lock import only_writer
 from pgl.run_folder import CONFIG
 from pgl.safe_path import environment
+from pgl.settings import to_plain
 from pgl.worker_signals import handled_by
 
 _running: set[subprocess.Popen[bytes]] = set()

@@ -7,7 +7,7 @@ paper's experiments; *our choice* is neither. Triples are in the order of the te
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -290,13 +290,8 @@ def settled(config: PretrainConfig) -> PretrainConfig:
     return config
 
 
-def to_plain(config: PretrainConfig) -> dict[str, Any]:
-    """The settings as nested dicts of plain data, with lists for tuples and text for paths."""
-    return _plain(asdict(config))
-
-
 def from_plain(plain: dict[str, Any]) -> PretrainConfig:
-    """The settings that :func:`to_plain` gave.
+    """The settings that :func:`pgl.settings.to_plain` gave.
 
     Raises:
         ValueError: a key is unknown or has a wrong type; the message names it.
@@ -311,11 +306,3 @@ def from_plain(plain: dict[str, Any]) -> PretrainConfig:
         return PretrainConfig(**vars(instantiate(parser.parse_object(plain))))
     except ArgumentError as error:
         raise ValueError(f"pretraining settings: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

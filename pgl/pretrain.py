@@ -47,7 +47,7 @@ from pgl.checkpoint import (
     remove_partial,
     save_checkpoint,
 )
-from pgl.config import PretrainConfig, settled, to_plain
+from pgl.config import PretrainConfig, settled
 from pgl.config_check import check
 from pgl.contexts import Batch, ContextDataset, GlobalBatches, make_loader, split_cases
 from pgl.device_feed import on_device
@@ -60,6 +60,7 @@ from pgl.process_group import AgreedStop, ends_with_the_run
 from pgl.read_ahead import ReadAhead
 from pgl.readers import starting_readers, too_many_readers
 from pgl.record import RunRecord, write_environment, write_settings
+from pgl.settings import to_plain
 from pgl.state import refuse_what_is_not_finite, restore, state_of, state_to_resume
 from pgl.step import TrainingStep, devices_of, precision_of
 from pgl.validation import Validation

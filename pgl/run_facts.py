@@ -6,11 +6,14 @@ import json
 import math
 import os
 import re
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pgl.config import PretrainConfig
 from pgl.run_folder import CONFIG, ENVIRONMENT, LOG, METRICS
+from pgl.settings import by_name, differing, since_then, to_plain
 
 _WARNING = "WARNING"
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
@@ -189,25 +192,33 @@ def number(line: dict[str, Any], key: str) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    result: dict[str, Any] = {}
-    for key, value in plain.items():
-        result.update(
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+def refuse_other_settings(folder: Path, wanted: Any, free: Container[str], of: str) -> None:
+    """Refuse to take a run that is there with other settings for one that is wanted.
+
+    Args:
+        folder: where the run would lie; one without a run is accepted.
+        wanted: its settings, of ``pgl pretrain`` or ``pgl finetune``.
+        free: settings that may differ.
+        of: what its runs must be alike for, "a comparison".
+
+    Raises:
+        ValueError: names the settings.
+    """
+    if not (folder / CONFIG).is_file() or not (
+        (folder / METRICS).is_file() or (folder / ENVIRONMENT).is_file()
+    ):
+        return
+    there, now = _read_settings(folder / CONFIG, type(wanted)), by_name(to_plain(wanted))
+    changed = differing(there, now, free)
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"{folder} is a run with other settings: {', '.join(changed)} ({key} was {there.get(key)}, now "
+            f"{now.get(key)}); runs of {of} must be alike: give the same settings, or another --output"
         )
-    return result
 
 
-def default_settings() -> dict[str, Any]:
-    """The defaults of every setting by its dotted name, but for ``data`` and ``output``, which have none."""
-    from pgl.config import PretrainConfig, to_plain
-
-    defaults = flat(to_plain(PretrainConfig(Path(), Path())))
-    return {key: value for key, value in defaults.items() if key not in ("data", "output")}
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path, kind: type[Any] = PretrainConfig) -> dict[str, Any]:
     import yaml
 
     if not path.is_file():
@@ -216,9 +227,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         plain = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    settings = flat(plain) if isinstance(plain, dict) else {}
-    # Settings that are newer than the run had their defaults' meaning when it was made.
-    settings = {**default_settings(), **settings}
+    settings = since_then(plain if isinstance(plain, dict) else {}, kind)
     if not isinstance(settings["train.steps"], int):
         raise ValueError(f"{path}: train.steps must be a whole number, got {settings['train.steps']!r}")
     return settings

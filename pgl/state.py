@@ -11,12 +11,13 @@ from torch.optim import Optimizer
 import pgl
 from pgl.cache import VolumeCache
 from pgl.checkpoint import BEST, LAST, checkpoint_path, load_checkpoint
-from pgl.config import PretrainConfig, from_plain, to_plain
+from pgl.config import PretrainConfig
 from pgl.contexts import split_cases
 from pgl.lock import is_empty_but_for_locks
 from pgl.method_base import Method
 from pgl.networks import describe, stride_at
 from pgl.run_folder import METRICS, cases_of, refuse_what_is_no_run, steps_measured
+from pgl.settings import by_name, differing, since_then, to_plain
 
 # Settings that a resumed run may change: they move the work elsewhere without changing what is computed.
 _FREE_SETTINGS = {
@@ -97,11 +98,8 @@ def state_to_resume(config: PretrainConfig, cache: VolumeCache) -> dict[str, Any
             )
         return None
     saved = load_checkpoint(last)
-    # Settings that were added since have what the run did without them as their default.
-    then, now = _flat(to_plain(from_plain(saved["config"]))), _flat(to_plain(config))
-    changed = sorted(
-        key for key in then.keys() | now.keys() if key not in _FREE_SETTINGS and then.get(key) != now.get(key)
-    )
+    then, now = since_then(saved["config"], PretrainConfig), by_name(to_plain(config))
+    changed = differing(then, now, _FREE_SETTINGS)
     if changed:
         key = changed[0]
         raise ValueError(
@@ -140,13 +138,6 @@ def _refuse_another_cache(config: PretrainConfig, cache: VolumeCache, saved: dic
 def _listed(names: list[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in plain.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
 
 
 def _plain_state(optimizer: Optimizer) -> dict[str, Any]:

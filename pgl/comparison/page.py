@@ -23,10 +23,8 @@ from pgl.comparison.classes import (
 from pgl.comparison.config import Comparison
 from pgl.comparison.plot import draw
 from pgl.comparison.tables import HEADINGS, Done, notes, rows_of, summarise, table_rows
-from pgl.config import to_plain as plain_pretraining
-from pgl.downstream.config import to_plain as plain_finetuning
-from pgl.run_facts import flat
 from pgl.run_words import shown_value
+from pgl.settings import flat, to_plain
 from pgl.table_text import csv_text, markdown_table
 
 TABLE, REPORT = "compare", "report.html"
@@ -74,7 +72,7 @@ def _markdown(
 
 def _of_pretrainings(comparison: Comparison) -> dict[str, Any]:
     """The settings that all pretrainings share; those that PGL alone has say so."""
-    by_method = {method: flat(plain_pretraining(run)) for (method, _), run in comparison.pretrainings.items()}
+    by_method = {method: flat(to_plain(run)) for (method, _), run in comparison.pretrainings.items()}
     shown = by_method.get("pgl", next(iter(by_method.values())))
     return {
         key if all(named[key] == value for named in by_method.values()) else f"{key} (pgl alone)": value
@@ -89,7 +87,7 @@ def _page(
 ) -> str:
     settings, runs = comparison.settings, rows_of(done)
     plot = base64.b64encode((comparison.folder / f"{TABLE}.png").read_bytes()).decode("ascii")
-    tuning = flat(plain_finetuning(comparison.tunings[0].config))
+    tuning = flat(to_plain(comparison.tunings[0].config))
     shown = {"Fine-tuning": {**tuning, "fresh_stages": comparison.fresh_stages}}
     if comparison.pretrainings:
         shown = {"Pretraining": _of_pretrainings(comparison), **shown}

@@ -35,19 +35,17 @@ from pgl.comparison.page import write_results
 from pgl.comparison.side_by_side import INTERRUPTED, Job, cores_each, run_side_by_side
 from pgl.comparison.unseen import write_unseen
 from pgl.config import PretrainConfig
-from pgl.config import to_plain as plain_pretraining
 from pgl.downstream.config import FinetuneConfig
-from pgl.downstream.config import to_plain as plain_finetuning
-from pgl.downstream.resume import SINCE_THEN
 from pgl.downstream.train import RESULTS_FORMAT
 from pgl.export import export_encoder
 from pgl.lock import only_writer
 from pgl.manifest import sha256_of
-from pgl.run_facts import default_settings, flat
-from pgl.run_folder import CONFIG, ENVIRONMENT, METRICS, cases_of
+from pgl.run_facts import refuse_other_settings
+from pgl.run_folder import CONFIG, cases_of
+from pgl.settings import to_plain
 
 # Where a run lies, whether it goes on, and what only moves its work elsewhere.
-_NOT_COMPARED = {
+NOT_COMPARED = {
     "data", "output", "resume", "weights", "source", "layout", "train.workers", "train.accelerator",
     "train.devices", "train.num_nodes", "train.prefetch", "train.threads", "train.log_every",
     "train.checkpoint_every", "train.keep_every", "train.kept", "inference.batch_size",
@@ -94,9 +92,9 @@ def compare(comparison: Comparison, say: Callable[[str], None] = print) -> dict[
 def _compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any]:
     settings, began = comparison.settings, time.monotonic()
     for pretraining in comparison.pretrainings.values():
-        refuse_other_settings(Path(pretraining.output), plain_pretraining(pretraining))
+        refuse_other_settings(Path(pretraining.output), pretraining, NOT_COMPARED, "a comparison")
     for tuning in comparison.tunings:
-        refuse_other_settings(Path(tuning.config.output), plain_finetuning(tuning.config))
+        refuse_other_settings(Path(tuning.config.output), tuning.config, NOT_COMPARED, "a comparison")
     split = comparison.tunings[0].config.split
     kept, left_out = write_unseen(settings.data, settings.unlabelled, comparison.pretraining_cache, split)
     say(f"pretraining on {len(kept)} cases, without {len(left_out)} test cases")
@@ -261,7 +259,7 @@ def run_pretraining(run: PretrainConfig, log: Path | None = None) -> int:
 def run_finetuning(run: FinetuneConfig, log: Path | None = None) -> int:
     """Run or go on with a fine-tuning; its exit code."""
     folder = Path(run.output)
-    words = ["finetune", "--config", str(write_child_settings(folder, plain_finetuning(run)))]
+    words = ["finetune", "--config", str(write_child_settings(folder, to_plain(run)))]
     if (folder / CONFIG).is_file() and (folder / "split.json").is_file():
         words.append("--resume")
     elif folder.is_dir():
@@ -292,34 +290,3 @@ def _results(run: FinetuneConfig) -> dict[str, Any]:
             "compare again"
         )
     return dict(results)
-
-
-def refuse_other_settings(folder: Path, wanted_plain: dict[str, Any]) -> None:
-    """Refuse to go on with a run that is there with other settings.
-
-    Raises:
-        ValueError: names the settings.
-    """
-    import yaml
-
-    if not (folder / CONFIG).is_file() or not (
-        (folder / METRICS).is_file() or (folder / ENVIRONMENT).is_file()
-    ):
-        return
-    wanted = _by_name(wanted_plain)
-    # Settings that are newer than the run had their defaults' meaning when it was made.
-    since_then = default_settings() if "method.name" in wanted else SINCE_THEN
-    there = {**since_then, **_by_name(yaml.safe_load((folder / CONFIG).read_text("utf-8")) or {})}
-    changed = sorted(k for k in wanted if k not in _NOT_COMPARED and k in there and there[k] != wanted[k])
-    if changed:
-        key = changed[0]
-        raise ValueError(
-            f"{folder} is a run with other settings: {', '.join(changed)} ({key} was {there[key]}, now "
-            f"{wanted[key]}); runs of a comparison must be alike: give the same settings, or another --output"
-        )
-
-
-def _by_name(plain: dict[str, Any]) -> dict[str, Any]:
-    """Settings by their dotted names, but the classes as one: their names are no settings."""
-    classes = {"classes": plain["classes"]} if "classes" in plain else {}
-    return {**flat({key: value for key, value in plain.items() if key != "classes"}), **classes}

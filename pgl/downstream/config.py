@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pgl.config import ACCELERATORS, AugmentSettings, IntensitySettings
 from pgl.networks import EncoderSettings
@@ -246,19 +246,6 @@ def check(config: FinetuneConfig) -> None:
         raise ValueError(
             f"classes must name at least one class, each made of at least one, got {config.classes}"
         )
-
-
-def to_plain(config: FinetuneConfig) -> dict[str, Any]:
-    """The settings as nested dicts of plain data, as config.yaml holds them."""
-    return _plain(asdict(config))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _check_pattern(pattern: str) -> None:

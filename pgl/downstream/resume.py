@@ -9,19 +9,20 @@ import torch
 from torch import nn
 
 from pgl.atomic import atomic_path
-from pgl.downstream.config import FinetuneConfig, to_plain
+from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.splits import Split
 from pgl.lock import is_empty_but_for_locks
 from pgl.run_folder import CONFIG
 from pgl.safe_load import check_header, safe_load
+from pgl.settings import by_name, differing, since_then, to_plain
 
 FORMAT, FORMAT_VERSION = "pgl-finetune-state", 1
 LAST = "checkpoints/last.pt"
 # They move the work elsewhere, or change what is tested, not what is trained.
-_FREE = {"data", "output", "resume", "inference", "source", "layout"}
-# Settings that runs of earlier versions do not name, with what these runs did.
-SINCE_THEN = {"fresh_stages": 0}
-_FREE_TRAIN = {"workers", "accelerator", "threads", "log_every", "checkpoint_every"}
+_FREE = {
+    "data", "output", "resume", "inference", "source", "layout", "train.workers", "train.accelerator",
+    "train.threads", "train.log_every", "train.checkpoint_every",
+}  # fmt: skip
 
 
 def prepare_folder(folder: Path, config: FinetuneConfig) -> None:
@@ -86,8 +87,8 @@ def load_state(
         return None
     content = safe_load(path, "the state of a run", "start the run anew with another --output")
     check_header(path, content, FORMAT, FORMAT_VERSION, "state of `pgl finetune`", "pgl finetune")
-    then, now = _compared(content["config"]), _compared(to_plain(config))
-    changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    then, now = since_then(content["config"], FinetuneConfig), by_name(to_plain(config))
+    changed = differing(then, now, _FREE)
     if changed:
         raise ValueError(
             f"--resume: {', '.join(changed)} differ from the run in {folder}; give --config "
@@ -105,9 +106,3 @@ def load_state(
             "its own cache, or another --output for a new run"
         )
     return content
-
-
-def _compared(plain: dict[str, Any]) -> dict[str, Any]:
-    kept = {**SINCE_THEN, **{key: value for key, value in plain.items() if key not in _FREE}}
-    kept["train"] = {key: value for key, value in kept["train"].items() if key not in _FREE_TRAIN}
-    return kept

@@ -29,7 +29,7 @@ from monai.losses import DiceCELoss
 from torch import nn
 
 from pgl.atomic import write_json
-from pgl.downstream.config import RANDOM, FinetuneConfig, check, to_plain
+from pgl.downstream.config import RANDOM, FinetuneConfig, check
 from pgl.downstream.fresh_stages import check_with_file
 from pgl.downstream.inference import probabilities
 from pgl.downstream.labels import LabelledCache
@@ -60,6 +60,7 @@ from pgl.manifest import sha256_of
 from pgl.networks import seeded_module
 from pgl.readers import starting_readers, too_many_readers
 from pgl.record import RunRecord, write_settings
+from pgl.settings import to_plain
 from pgl.watch import finish_the_step_on_signal
 
 RESULTS_FORMAT = "pgl-finetune-results"

@@ -18,10 +18,12 @@ import jinja2
 
 import pgl
 from pgl.atomic import write_text
+from pgl.config import PretrainConfig
 from pgl.report.curves import charts_of_run, charts_of_runs
 from pgl.report.pairs import Pictures, pictures_of
-from pgl.run_facts import RunFacts, default_settings, read_run
+from pgl.run_facts import RunFacts, read_run
 from pgl.run_words import figures, names_of, shown_value, summary
+from pgl.settings import defaults
 
 REPORT = "report.html"
 _PAIRS = 4
@@ -137,13 +139,13 @@ _MEASURED = (
 
 
 def _settings(run: RunFacts) -> list[dict[str, Any]]:
-    defaults = default_settings()
+    usual = defaults(PretrainConfig)
     return [
         {
             "key": key,
             "value": shown_value(value),
-            "default": shown_value(defaults[key]) if key in defaults else "",
-            "changed": key in defaults and value != defaults[key],
+            "default": shown_value(usual[key]) if key in usual else "",
+            "changed": key in usual and value != usual[key],
         }
         for key, value in run.settings.items()
     ]

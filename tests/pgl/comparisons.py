@@ -10,10 +10,9 @@ import yaml
 
 from pgl.comparison import runs as module
 from pgl.comparison.config import CompareSettings, Comparison
-from pgl.config import to_plain
-from pgl.downstream.config import to_plain as plain_finetuning
 from pgl.downstream.train import finetune
 from pgl.pretrain import pretrain
+from pgl.settings import to_plain
 
 from .labelled_data import small_finetune
 from .training_data import small_config
@@ -49,7 +48,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def settings_files(data: Path, folder: Path) -> list[str]:
-    pre, tune = to_plain(small_config(data, folder, steps=2)), plain_finetuning(small_finetune(data, folder))
+    pre, tune = to_plain(small_config(data, folder, steps=2)), to_plain(small_finetune(data, folder))
     words = []
     for name, plain in (("pretrain", pre), ("finetune", tune)):
         for key in ("data", "output", "resume", "weights"):

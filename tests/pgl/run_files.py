@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pgl.config import to_plain
+from pgl.settings import to_plain
 
 from .training_data import small_config
 

@@ -23,15 +23,15 @@ from pgl.ablation_table import encoder_accuracy, markdown, means_of, row_of
 from pgl.cache import VolumeCache
 from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
 from pgl.cli import main
-from pgl.config import PretrainConfig, from_plain, to_plain
+from pgl.config import PretrainConfig, from_plain
 from pgl.downstream.config import FinetuneConfig
-from pgl.downstream.config import to_plain as to_plain_finetune
 from pgl.downstream.train import finetune
 from pgl.method import PGL
 from pgl.networks import seeded_module
 from pgl.pretrain import pretrain
 from pgl.run_facts import read_run
 from pgl.run_folder import cases_of
+from pgl.settings import to_plain
 from pgl.validation import Validation
 from tests.patience import PATIENCE_S, wait_until
 
@@ -159,7 +159,7 @@ def test_dice_is_that_of_the_encoder_fine_tuned_on_cases_that_no_run_has_seen(
 ):
     data = labelled_cache(tmp_path / "labelled")
     file = tmp_path / "finetune.yaml"
-    plain = to_plain_finetune(replace(small_finetune(data, tmp_path, steps=2), encoder=None))
+    plain = to_plain(replace(small_finetune(data, tmp_path, steps=2), encoder=None))
     for name in ("output", "weights", "resume", "seed"):
         del plain[name]
     file.write_text(yaml.safe_dump(plain), encoding="utf-8")
@@ -204,7 +204,7 @@ def test_runs_that_have_seen_the_test_cases_are_not_tuned_for_their_dice(config,
     ablate(config, [0], ["both"], silently)
     assert started == ["seed0-both"]
     file = tmp_path / "finetune.yaml"
-    plain = to_plain_finetune(replace(small_finetune(data, tmp_path, steps=2), encoder=None))
+    plain = to_plain(replace(small_finetune(data, tmp_path, steps=2), encoder=None))
     for name in ("output", "weights", "resume", "seed"):
         del plain[name]
     file.write_text(yaml.safe_dump(plain), encoding="utf-8")

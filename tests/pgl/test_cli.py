@@ -21,7 +21,8 @@ from pgl import cli
 from pgl.cache import VolumeCache
 from pgl.cli import Command, main
 from pgl.cli_text import expand
-from pgl.config import PretrainConfig, from_plain, to_plain
+from pgl.config import PretrainConfig, from_plain
+from pgl.settings import to_plain
 from tests.pgl.ct_files import body, write
 from tests.pgl.training_data import make_cache, small_config
 

@@ -20,13 +20,14 @@ from pgl.comparison import runs as module
 from pgl.comparison.classes import COLUMNS
 from pgl.comparison.config import CompareSettings, Comparison
 from pgl.comparison.page import REPORT, write_results
-from pgl.comparison.runs import ComparisonStopped, compare, refuse_other_settings
+from pgl.comparison.runs import NOT_COMPARED, ComparisonStopped, compare
 from pgl.comparison.tables import MEAN, notes, table_rows
-from pgl.config import GENESIS_INTENSITY, IntensitySettings, to_plain
-from pgl.downstream.config import to_plain as plain_finetuning
+from pgl.config import GENESIS_INTENSITY, IntensitySettings
 from pgl.downstream.setup import check_patch
 from pgl.export import read_export
 from pgl.networks import describe
+from pgl.run_facts import refuse_other_settings
+from pgl.settings import to_plain
 
 from .comparisons import comparison, run_here, silently
 from .labelled_data import labelled_cache, small_finetune
@@ -54,7 +55,7 @@ def test_runs_of_a_seed_and_fraction_differ_in_nothing_but_the_first_weights(dat
     assert len(runs.tunings) == 2 * 2 * 4 * 2 and len(runs.pretrainings) == 3 * 2
     groups: dict[tuple, list[dict]] = {}
     for tuning in runs.tunings:
-        plain = plain_finetuning(tuning.config)
+        plain = to_plain(tuning.config)
         weights, intensity = plain.pop("weights"), plain.pop("intensity")
         plain.pop("output")
         if tuning.initialisation == "random":
@@ -249,10 +250,10 @@ def test_an_older_pretraining_without_a_newer_setting_is_not_taken_for_one_with_
     old = to_plain(config)
     del old["method"]["decorrelation"]
     (folder / "config.yaml").write_text(yaml.safe_dump(old), "utf-8")
-    refuse_other_settings(folder, to_plain(config))
+    refuse_other_settings(folder, config, NOT_COMPARED, "a comparison")
     config.method.decorrelation = 0.04
     with pytest.raises(ValueError, match=r"method.decorrelation was 0.0, now 0.04"):
-        refuse_other_settings(folder, to_plain(config))
+        refuse_other_settings(folder, config, NOT_COMPARED, "a comparison")
 
 
 class Cells(HTMLParser):

@@ -17,8 +17,7 @@ import yaml
 
 from pgl.cli import main
 from pgl.comparison.runs import compare
-from pgl.config import to_plain
-from pgl.downstream.config import to_plain as plain_finetuning
+from pgl.settings import to_plain
 from tests.patience import PATIENCE_S, wait_until
 
 from .comparisons import comparison, run_here, settings_files, silently
@@ -83,7 +82,7 @@ def test_several_at_once_and_without_simpleitk_give_the_results_of_one_after_the
     kinds = {"initialisations": ("random", "pgl"), "fractions": (1.0,), "seeds": (0,)}
     one = compare(comparison(data, tmp_path / "one", **kinds), silently)
     plain = [to_plain(next(iter(comparison(data, tmp_path, **kinds).pretrainings.values()))),
-             plain_finetuning(comparison(data, tmp_path, **kinds).tunings[0].config)]  # fmt: skip
+             to_plain(comparison(data, tmp_path, **kinds).tunings[0].config)]  # fmt: skip
     files = []
     for name, settings in zip(("pretrain", "finetune"), plain, strict=True):
         for key in ("data", "output", "resume", "weights", "intensity"):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pgl.config import PretrainConfig, from_plain, to_plain
+from pgl.config import PretrainConfig, from_plain
 from pgl.config_check import check
+from pgl.settings import to_plain
 
 from .training_data import small_config
 

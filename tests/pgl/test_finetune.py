@@ -18,7 +18,6 @@ import yaml
 
 from pgl.cli import main
 from pgl.config import IntensitySettings
-from pgl.downstream.config import to_plain
 from pgl.downstream.evaluate import evaluate
 from pgl.downstream.model_file import Segmenter, load_model, save_model
 from pgl.downstream.predict import predict
@@ -26,6 +25,7 @@ from pgl.downstream.train import finetune
 from pgl.export import export_encoder, load_encoder
 from pgl.networks import describe
 from pgl.pretrain import pretrain
+from pgl.settings import to_plain
 from tests.pgl import labelled_trees as trees
 from tests.pgl.ct_files import (
     body,

@@ -15,13 +15,15 @@ import yaml
 from pgl.ablation_dice import Tuning
 from pgl.cli import main
 from pgl.comparison.config import Comparison
-from pgl.comparison.runs import compare, refuse_other_settings
+from pgl.comparison.runs import NOT_COMPARED, compare
 from pgl.comparison.tables import notes
 from pgl.config import PretrainConfig
-from pgl.downstream.config import FinetuneConfig, to_plain
+from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.model_file import load_model
 from pgl.downstream.train import finetune
 from pgl.export import load_encoder
+from pgl.run_facts import refuse_other_settings
+from pgl.settings import to_plain
 
 from .comparisons import comparison, run_here, silently
 from .encoder_files import encoder_file
@@ -167,9 +169,9 @@ def test_a_comparison_takes_no_run_of_another_number_for_its_own(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(old), "utf-8")
     (tmp_path / "run/metrics.jsonl").touch()
-    refuse_other_settings(tmp_path / "run", to_plain(config))
+    refuse_other_settings(tmp_path / "run", config, NOT_COMPARED, "a comparison")
     with pytest.raises(ValueError, match=r"fresh_stages was 0, now 1"):
-        refuse_other_settings(tmp_path / "run", to_plain(replace(config, fresh_stages=1)))
+        refuse_other_settings(tmp_path / "run", replace(config, fresh_stages=1), NOT_COMPARED, "a comparison")
 
 
 def test_a_comparison_says_what_was_left_behind(data, tmp_path):

@@ -22,8 +22,9 @@ from pgl import pretrain as module
 from pgl import process_group
 from pgl.batch_norm import over_all_processes
 from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
-from pgl.config import PretrainConfig, to_plain
+from pgl.config import PretrainConfig
 from pgl.pretrain import pretrain
+from pgl.settings import to_plain
 from tests.patience import PATIENCE_S, wait_until
 
 from .training_data import make_cache, small_config

@@ -19,9 +19,10 @@ import yaml
 from pgl import pretrain as module
 from pgl.cache import CacheWriter
 from pgl.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
-from pgl.config import from_plain, to_plain
+from pgl.config import from_plain
 from pgl.networks import build_encoder
 from pgl.pretrain import pretrain
+from pgl.settings import to_plain
 from tests.patience import PATIENCE_S, wait_until
 
 from .training_data import blobs, make_cache, small_config

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pgl.cli import COMMANDS
-from pgl.run_facts import default_settings
+from pgl.config import PretrainConfig
+from pgl.settings import defaults
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "pretraining.md"
 ORIGINS = {"paper", "second-hand", "ours"}
@@ -49,12 +50,12 @@ def is_the_default(shown: str, value: Any) -> bool:
 
 
 def test_every_setting_has_a_row_and_every_row_a_setting():
-    assert set(rows()) == set(default_settings()) | WITHOUT_DEFAULT
+    assert set(rows()) == set(defaults(PretrainConfig)) | WITHOUT_DEFAULT
 
 
-@pytest.mark.parametrize("key", sorted(default_settings()))
+@pytest.mark.parametrize("key", sorted(defaults(PretrainConfig)))
 def test_the_default_in_the_table_is_the_codes(key):
-    shown, value = rows()[key][0], default_settings()[key]
+    shown, value = rows()[key][0], defaults(PretrainConfig)[key]
     assert is_the_default(shown, value), f"{key}: the page says {shown!r}, the code {value!r}"
 
 

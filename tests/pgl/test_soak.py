@@ -14,7 +14,7 @@ from benchmarks import soak
 from benchmarks.processes import waited_s
 from benchmarks.soak import watch
 from benchmarks.soak_verdict import Limits, Note, verdict
-from pgl.config import to_plain
+from pgl.settings import to_plain
 
 from .training_data import make_cache, small_config
 

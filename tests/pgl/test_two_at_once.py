@@ -22,9 +22,8 @@ import yaml
 import pgl
 from pgl.cache import VolumeCache
 from pgl.cli import main
-from pgl.config import to_plain
-from pgl.downstream.config import to_plain as plain_finetuning
 from pgl.lock import LOCK, READERS, keep_readers_out, only_writer, reading
+from pgl.settings import to_plain
 from tests.patience import PATIENCE_S, wait_until
 
 from .comparisons import settings_files
@@ -156,7 +155,7 @@ def command_of(pid: str) -> bytes:
 def test_a_second_finetune_on_one_output_is_told_who_has_it(tmp_path, start, once):
     run, settings = tmp_path / "tuned", tmp_path / "settings.yaml"
     config = small_finetune(labelled_cache(tmp_path / "cache", cases=4), run, steps=FOREVER)
-    settings.write_text(yaml.safe_dump(plain_finetuning(config)), "utf-8")
+    settings.write_text(yaml.safe_dump(to_plain(config)), "utf-8")
     first = start(["finetune", "--config", settings])
     wait_until((run / "checkpoints" / "last.pt").is_file, first)
     halt(first)
