@@ -67,8 +67,9 @@ def scores_of(results: Sequence[dict[str, Any]]) -> np.ndarray:
 def summarise(comparison: Comparison, done: Done) -> list[dict[str, Any]]:
     """One entry for each task (and their mean), fraction and initialisation of which something is done.
 
-    ``dice`` is the mean over seeds, ``deviation`` their standard deviation (None for one seed), ``over`` the
-    differences to random and BYOL on the seeds that both have.
+    ``dice`` is the mean over seeds, ``deviation`` their standard deviation (None for one seed),
+    ``dice_of_seeds`` that of each, by its number as text, ``over`` the differences to random and BYOL on the
+    seeds that both have.
     """
     by_place = {(t.task, t.fraction, t.initialisation, t.seed): r for t, r in done}
     entries = []
@@ -120,6 +121,7 @@ def _entry(
         "seeds": len(seeds),
         "dice": statistics.mean(dice) if dice else None,
         "deviation": statistics.stdev(dice) if len(dice) > 1 else None,
+        "dice_of_seeds": dict(zip(map(str, seeds), dice, strict=True)),
         "over": over,
     }
 

@@ -181,6 +181,7 @@ def test_a_comparison_tabulates_what_its_runs_scored_and_does_nothing_twice(data
         ours, base = ([np.mean([dice(t, start, s) for t in of]) for s in (0, 1)] for start in ("pgl", "byol"))
         assert entry["dice"] == pytest.approx(np.mean(ours))
         assert entry["deviation"] == pytest.approx(np.std(ours, ddof=1))
+        assert entry["dice_of_seeds"] == {"0": pytest.approx(ours[0]), "1": pytest.approx(ours[1])}
         assert entry["over"]["byol"]["mean"] == pytest.approx(np.mean(ours) - np.mean(base), abs=1e-6)
     assert len(result["table"]) == 3 * 4
 
