@@ -12,6 +12,7 @@ EXTRAS = {
     "jinja2", "lightning_fabric", "matplotlib", "monai", "msgpack", "PIL", "rich", "tensorboard", "yaml",
 }  # fmt: skip
 OWN_FOLDERS = tuple(str(Path(__file__).resolve().parent.parent / name) for name in ("pgl", "pgl_ops"))
+_SHORT = {"--method": "--method.name"}
 _SWITCHES = ("--resume", "--overwrite")
 # Settings of two numbers; all other tuples are triples.
 _PAIRS = {"crop_scale", "clip_hu", "noise_variance", "blur_sigma", "brightness_factor", "gamma_exponent"}
@@ -21,13 +22,15 @@ _NUMBERS = re.compile(r"-?[\d.]+(,-?[\d.]+)+")
 def expand(words: Sequence[str]) -> list[str]:
     """The words in the form that jsonargparse reads.
 
-    ``3,1,1`` becomes a list, a switch such as ``--resume`` gets the value that is meant, patterns may be
-    given one by one, and a config file comes first, so that the command line overrides it wherever it stands.
+    ``3,1,1`` becomes a list, a switch such as ``--resume`` gets the value that is meant, ``--method byol`` is
+    short for ``--method.name byol``, patterns may be given one by one, and a config file comes first, so that
+    the command line overrides it wherever it stands.
     """
     configs, others = [], []
     remaining = list(words)
     while remaining:
         option, equals, value = remaining.pop(0).partition("=")
+        option = _SHORT.get(option, option)
         if option == "--config" and (equals or remaining):
             configs.append(f"--config={value if equals else remaining.pop(0)}")
             continue

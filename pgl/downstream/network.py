@@ -18,8 +18,9 @@ class Loaded:
     Attributes:
         loaded: tensors of the network that came from the file.
         missing: tensors of the network that did not, so they start at random.
-        unused: tensors of the file that the network does not have, or that were left out.
-        reshaped: ``name: shape in the file, shape in the network`` of those that do not fit.
+        unused: tensors of the file that the network does not have, has in another shape, or that were left
+            out.
+        reshaped: ``name: shape in the file, shape in the network`` of those with another shape.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -78,24 +79,28 @@ def load_pretrained(unet: nn.Module, weights: Mapping[str, Tensor], source: str)
     for name, tensor in weights.items():
         full = name if name.split(".")[0] in ("encoder", "decoder") else f"encoder.{name}"
         target = by_name.get(full)
-        alias = ".all_modules." in name  # a second name of a tensor that the file has anyway
-        if target is None:
-            report.unused += [] if alias else [name]
-        elif target.shape != tensor.shape:
-            if not alias:
-                report.reshaped.append(f"{full}: {list(tensor.shape)} in the file, {list(target.shape)} here")
-        else:
+        if target is not None and target.shape == tensor.shape:
             target.data.copy_(tensor)
             loaded.add(own[id(target)])
+        elif not is_alias(name):
+            report.unused.append(name)
+            if target is not None:
+                report.reshaped.append(f"{full}: {list(tensor.shape)} in the file, {list(target.shape)} here")
     report.loaded = [name for name in own.values() if name in loaded]
     report.missing = [name for name in own.values() if name not in loaded]
     if not loaded:
         first = report.reshaped[:1] or [f"{name} is not in the network" for name in report.unused[:1]]
+        count = sum(not is_alias(name) for name in weights)
         raise ValueError(
-            f"none of the {len(weights)} tensors of {source} fits the network ({''.join(first)}): leave "
+            f"none of the {count} tensors of {source} fits the network ({''.join(first)}): leave "
             "encoder out to take the network from the file, or give the encoder it was trained with"
         )
     return report
+
+
+def is_alias(name: str) -> bool:
+    """Whether a file's tensor is one that it has by another name anyway."""
+    return ".all_modules." in name
 
 
 def summary(names: list[str], most: int = 6) -> str:

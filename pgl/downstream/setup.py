@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pgl.config import IntensitySettings
 from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.fresh_stages import stages_left_out
 from pgl.downstream.labels import LabelledCache
-from pgl.downstream.network import Loaded, summary
+from pgl.downstream.network import Loaded, is_alias, summary
 from pgl.export import check_networks
 from pgl.export.decoder import stage_of
 from pgl.networks import default_encoder, describe
@@ -99,7 +100,7 @@ def pretrained_weights(
             left_out += list(decoder)
         else:
             weights |= decoder
-    return weights, [name for name in left_out if ".all_modules." not in name]
+    return weights, [name for name in left_out if not is_alias(name)]
 
 
 def decoder_misfit(config: FinetuneConfig, export: dict[str, Any], description: dict[str, Any]) -> str:
@@ -184,12 +185,29 @@ def say_loaded(
     if loaded.reshaped:
         count, first = len(loaded.reshaped), loaded.reshaped[0]
         say(f"WARNING: {count} have another shape and were not loaded, such as {first}", style="bold red")
-    network = export["network"]
+    for difference in differences_from(config, export, spacing_mm):
+        say(f"WARNING: {difference}", style="bold red")
+    if export["network"]["trained_steps"] == 0:
+        say("the weights come from an untrained network")
+
+
+def differences_from(
+    config: FinetuneConfig, export: dict[str, Any], spacing_mm: Sequence[float]
+) -> list[str]:
+    """What is not as it was in pretraining, so that tensors of the same shape may mean something else."""
+    network, told = export["network"], []
     then, now = tuple(network["spacing_mm"]), tuple(spacing_mm)
     if then != now:
-        say(
-            f"WARNING: the weights were trained at {then} mm (D, H, W), the cache {config.data} has {now} mm",
-            style="bold red",
+        told.append(f"the weights were trained at {then} mm (D, H, W), the cache {config.data} has {now} mm")
+    file, here = network["arguments"], description(config, export)["arguments"]
+    other = [f"{key} {file.get(key)}, now {here.get(key)}" for key in here if here[key] != file.get(key)]
+    if other:
+        told.append(f"the network is not the one that the weights were trained in: {'; '.join(other)}")
+    before, after = intensity(replace(config, intensity=None), export), intensity(config, export)
+    if before != after:
+        told.append(
+            f"the weights were trained on HU clipped to {list(before.clip_hu)}, less {before.mean_hu:g}, "
+            f"divided by {before.std_hu:g}; now {list(after.clip_hu)}, {after.mean_hu:g}, {after.std_hu:g} "
+            "(leave intensity out to take the file's)"
         )
-    if network["trained_steps"] == 0:
-        say("the weights come from an untrained network")
+    return told

@@ -92,9 +92,11 @@ class Pairs:
                 self.plan.problems.append((image, f"{reason} (image_name)"))
             elif part not in self.labels:
                 wanted = self.settings.label_name.replace("*", part)
-                self.plan.problems.append(
-                    (image, f"image without label: no file called {wanted} in {self.folder}")
+                reason = (
+                    f"image without label: no file called {wanted} in {self.folder}; add it, or say with "
+                    "--label_name how labels are called (the image is cached without one)"
                 )
+                self.plan.problems.append((image, reason))
             elif part in taken:
                 self.plan.problems.append((image, f"has the label of {taken[part]}: rename one"))
             else:

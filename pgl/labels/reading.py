@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import numpy as np
 import SimpleITK as sitk
@@ -44,13 +44,19 @@ def read_label(path: str, limits: Limits) -> sitk.Image:
     return label
 
 
-def check_classes(label: sitk.Image, declared: Iterable[int], allow_empty: bool) -> None:
+def check_classes(
+    label: sitk.Image,
+    declared: Mapping[int, str],
+    allow_empty: bool,
+    remedy: str = "correct the label, or declare them with `pgl prepare --classes FILE`",
+) -> None:
     """Hold a label map's numbers against the declared classes.
 
     Args:
         label: uint8 image.
-        declared: class numbers without the background; none means that any number is a class.
+        declared: number → name without the background; none means that any number is a class.
         allow_empty: whether a map without foreground is fine.
+        remedy: what to do about undeclared numbers.
 
     Raises:
         RejectedImage: undeclared numbers, or no foreground.
@@ -63,8 +69,8 @@ def check_classes(label: sitk.Image, declared: Iterable[int], allow_empty: bool)
         told = ", ".join(f"{n} ({c} voxels)" for n, c in list(undeclared.items())[:MOST_NAMED])
         more = f" and {len(undeclared) - MOST_NAMED} more" if len(undeclared) > MOST_NAMED else ""
         raise RejectedImage(
-            f"undeclared classes {told}{more}; declared are {', '.join(map(str, known))}: correct the label, "
-            "or declare them with --classes"
+            f"undeclared classes {told}{more}; declared are "
+            f"{', '.join(f'{number} ({declared[number]})' for number in known)}: {remedy}"
         )
     if not present and not allow_empty:
         raise RejectedImage(

@@ -208,6 +208,8 @@ def test_a_missing_library_of_our_own_is_not_taken_for_an_extra(monkeypatch, cap
         (["--resume", "false"], ["--resume", "false"]),
         (["--include", "*_ct.nii.gz", "--include=x"], ["--include+", "*_ct.nii.gz", "--include+=x"]),
         (["folder=name"], ["folder=name"]),
+        (["--method", "byol"], ["--method.name", "byol"]),
+        (["--method=byol"], ["--method.name=byol"]),
     ],
 )
 def test_shorthands_become_what_the_parser_reads(words, expanded):

@@ -257,6 +257,19 @@ def test_an_older_pretraining_without_a_newer_setting_is_not_taken_for_one_with_
         refuse_other_settings(folder, config, NOT_COMPARED, "a comparison")
 
 
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"fractions": (0.05, 1.0)}, r"^fraction 0.05 of 6 training patients leaves no case"),
+    ({"tasks": {"good": {"bright": ["bright"]}, "bad": {"liver": ["liver"]}}},
+     r"^task bad: classes: 'liver' is made of 'liver', but the labels in .* have only bright \(1\), dark"),
+], ids=["fraction", "class"])  # fmt: skip
+def test_what_would_stop_a_fine_tuning_stops_the_comparison_before_it_pretrains(
+    data, tmp_path, started, changes, told
+):
+    with pytest.raises(ValueError, match=told):
+        compare(comparison(data, tmp_path / "c", **{"fractions": (1.0,), **changes}), silently)
+    assert started == [] and not (tmp_path / "c/pretrained").exists()
+
+
 class Cells(HTMLParser):
     """The text of a page's table cells."""
 

@@ -216,14 +216,20 @@ def test_tensors_that_do_not_fit_are_named():
     report = load_pretrained(build_unet(describe(small_encoder()), 2), weights, "encoder.pt")
     # Its third stage is wider than its second, so it has a projection in its skip.
     skip = "stages.2.blocks.0.skip.1"
-    assert report.unused == [f"{skip}.conv.weight", f"{skip}.norm.weight", f"{skip}.norm.bias", "head.weight"]
-    assert all(entry.startswith("encoder.stages.2.") for entry in report.reshaped) and report.reshaped
+    reshaped = [entry.partition(":")[0] for entry in report.reshaped]
+    assert reshaped and all(name.startswith("encoder.stages.2.") for name in reshaped)
+    assert [name for name in report.unused if f"encoder.{name}" not in reshaped] == [
+        f"{skip}.conv.weight", f"{skip}.norm.weight", f"{skip}.norm.bias", "head.weight",
+    ]  # fmt: skip
+    assert {f"encoder.{name}" for name in report.unused} > set(reshaped)
+    assert not any(".all_modules." in name for name in report.unused)
     assert any(name.startswith("encoder.stages.2.") for name in report.missing)
 
 
 def test_weights_of_which_none_fits_are_refused():
+    weights = {"head": torch.zeros(1), "head.all_modules.0": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"none of the 1 tensors of x.pt fits the network \(head is not in"):
-        load_pretrained(build_unet(describe(small_encoder()), 2), {"head": torch.zeros(1)}, "x.pt")
+        load_pretrained(build_unet(describe(small_encoder()), 2), weights, "x.pt")
 
 
 # --- inference ---

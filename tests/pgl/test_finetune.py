@@ -94,6 +94,21 @@ def test_weights_of_pgl_export_become_the_encoder_and_are_named(data, encoder, t
     assert all(torch.equal(trained[n], t) for n, t in load_encoder(encoder).state_dict().items())
 
 
+def test_weights_that_would_mean_something_else_here_are_told(data, encoder, tmp_path, capfd):
+    other = small_encoder()
+    other.strides = [(1, 1, 1), (2, 2, 2), (1, 2, 2)]
+    config = small_finetune(data, tmp_path / "run", steps=2, weights=str(encoder), encoder=other)
+    finetune(replace(config, intensity=IntensitySettings((-160.0, 240.0), 40.0, 100.0)))
+    told = " ".join(capfd.readouterr().err.split())
+    assert (
+        "WARNING: the network is not the one that the weights were trained in: strides [[1, 1, 1], "
+        "[1, 2, 2], [2, 2, 2]], now [[1, 1, 1], [2, 2, 2], [1, 2, 2]]"
+    ) in told
+    assert "trained on HU clipped to [-1024.0, 325.0], less -158.58, divided by 324.7; now [-160.0, 2" in told
+    finetune(replace(config, encoder=None, output=tmp_path / "alike"))
+    assert "WARNING" not in capfd.readouterr().err
+
+
 def test_the_same_decoder_starts_beside_any_encoder(data, encoder, tmp_path):
     for weights in ("random", str(encoder)):
         config = small_finetune(data, tmp_path / Path(weights).stem, steps=1, weights=weights)
@@ -392,6 +407,31 @@ def test_merged_classes_are_scored_as_one(tmp_path):
     write(tmp_path / "p/p.nii.gz", (trees.organ() > 0).astype(np.uint8))
     scores, _ = evaluate(tmp_path / "p", tmp_path / "l", merge={"all": [1, 2]})
     assert [(s.name, s.dice) for s in scores] == [("all", 1.0)]
+
+
+def test_classes_that_both_folders_name_otherwise_are_refused(tmp_path):
+    for folder in "pl":
+        write(tmp_path / folder / "maps/p.nii.gz", trees.organ())
+    (tmp_path / "l/labels.json").write_text('{"organ": 1, "lesion": 2}')
+    scores, _ = evaluate(tmp_path / "p/maps", tmp_path / "l/maps")
+    assert [score.name for score in scores] == ["organ", "lesion"]
+    (tmp_path / "p/labels.json").write_text('{"lesion": 1, "organ": 2}')
+    with pytest.raises(ValueError, match=r"class 1 is 'lesion' in .*p/labels.json and 'organ' in .*--merge"):
+        evaluate(tmp_path / "p/maps", tmp_path / "l/maps")
+    scores, _ = evaluate(tmp_path / "p/maps", tmp_path / "l/maps", classes=tmp_path / "l/labels.json")
+    assert [score.dice for score in scores] == [1.0, 1.0]
+
+
+def test_why_pairs_cannot_be_compared_comes_before_what_has_no_partner(tmp_path):
+    for name in ("a", "b", "c", "z"):
+        write(tmp_path / f"l/{name}.nii.gz", trees.organ())
+    write(tmp_path / "p/z.nii.gz", (7 * (trees.organ() > 0)).astype(np.uint8))
+    (tmp_path / "p/labels.json").write_text('{"organ": 1, "lesion": 2}')
+    with pytest.raises(ValueError) as refused:
+        evaluate(tmp_path / "p", tmp_path / "l")
+    told = str(refused.value)
+    assert told.index("undeclared classes 7") < told.index("label without prediction")
+    assert "declared are 1 (organ), 2 (lesion): give --merge" in told and told.endswith("; and 1 more")
 
 
 def test_what_cannot_be_compared_is_named(tmp_path, capsys):
