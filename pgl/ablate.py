@@ -30,7 +30,7 @@ from pgl.child_runs import is_pretrained as is_done
 from pgl.child_runs import pretrain_in_child as _pretrain
 from pgl.config import PretrainConfig
 from pgl.lock import only_writer
-from pgl.run_facts import refuse_other_settings
+from pgl.settings import refuse_other_settings
 
 # Where a run lies, and whether it goes on, changes nothing that it computes.
 _NOT_COMPARED = ("data", "output", "resume")
@@ -55,8 +55,13 @@ def planned(
         rows: names in :mod:`pgl.ablation_rows`, by default the four combinations of the priors.
 
     Raises:
-        ValueError: there is no seed or row, an unknown one, or one twice.
+        ValueError: there is no seed or row, an unknown one, or one twice, or the method is another one.
     """
+    if config.method.name != "pgl":
+        raise ValueError(
+            "method.name must be pgl, whose priors and options an ablation changes, got "
+            f"{config.method.name!r}"
+        )
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be different whole numbers of at least 0, got {list(seeds)}")
     if not rows or len(set(rows)) < len(rows):

@@ -14,12 +14,13 @@ from pgl.cache import VolumeCache
 from pgl.comparison.runs import NOT_COMPARED, run_finetuning
 from pgl.comparison.unseen import write_unseen
 from pgl.config import PretrainConfig
+from pgl.downstream.beforehand import check_beforehand
 from pgl.downstream.config import RANDOM, FinetuneConfig, check
 from pgl.downstream.fresh_stages import check_with_pretraining
 from pgl.export import export_encoder, read_export
 from pgl.manifest import sha256_of
-from pgl.run_facts import refuse_other_settings
 from pgl.run_folder import CONFIG, ENVIRONMENT, cases_of
+from pgl.settings import refuse_other_settings
 
 UNSEEN = "pretraining-cache"
 
@@ -80,8 +81,8 @@ class Tuning:
         return run_finetuning(tuning)
 
     def check(self, run: PretrainConfig) -> None:
-        """Refuse a fine-tuning that cannot be as it is set, is there with other settings, or that an earlier
-        version did, which left a pretrained decoder out.
+        """Refuse a fine-tuning that cannot be as it is set or on its data, is there with other settings, or
+        that an earlier version did, which left a pretrained decoder out.
 
         Raises:
             ValueError: names them.
@@ -95,6 +96,7 @@ class Tuning:
                 f"trained the decoder as well: delete it and {tuning.output}, and ablate again"
             )
         refuse_other_settings(Path(tuning.output), tuning, NOT_COMPARED, "an ablation")
+        check_beforehand([("", replace(tuning, encoder=tuning.encoder or run.encoder))])
 
     def dice(self, run: PretrainConfig) -> float | None:
         """Mean Dice over classes and test cases; None if this encoder was not tuned to the end yet."""

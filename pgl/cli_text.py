@@ -12,7 +12,7 @@ EXTRAS = {
     "jinja2", "lightning_fabric", "matplotlib", "monai", "msgpack", "PIL", "rich", "tensorboard", "yaml",
 }  # fmt: skip
 OWN_FOLDERS = tuple(str(Path(__file__).resolve().parent.parent / name) for name in ("pgl", "pgl_ops"))
-_SHORT = {"--method": "--method.name"}
+_METHODS = ("pgl", "byol", "genesis")
 _SWITCHES = ("--resume", "--overwrite")
 # Settings of two numbers; all other tuples are triples.
 _PAIRS = {"crop_scale", "clip_hu", "noise_variance", "blur_sigma", "brightness_factor", "gamma_exponent"}
@@ -30,7 +30,8 @@ def expand(words: Sequence[str]) -> list[str]:
     remaining = list(words)
     while remaining:
         option, equals, value = remaining.pop(0).partition("=")
-        option = _SHORT.get(option, option)
+        if option == "--method" and (value if equals else "".join(remaining[:1])) in _METHODS:
+            option = "--method.name"
         if option == "--config" and (equals or remaining):
             configs.append(f"--config={value if equals else remaining.pop(0)}")
             continue
@@ -64,6 +65,12 @@ def usage_message(text: str, positionals: Sequence[str], config: str | None = No
     text = " ".join(text.split()).replace("Problems parsing config", f"cannot read {config}")
     text = re.sub(r'Parser key "([^"]+)":', r"--\1:", text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "")
+    method = re.match(r"--([\w.]*method): Unable to load config '([^']*)'", text)
+    if method:
+        return (
+            f"--{method[1]}.name must be {', '.join(_METHODS)}, got {method[2]!r} (in a config file `method: "
+            "{name: byol}`)"
+        )
     tuple_wanted = re.match(r"--([\w.]+): .*Expected a tuple", text)
     if tuple_wanted and not tuple_wanted[1].startswith("encoder."):
         return _tuple_message(tuple_wanted[1], text)

@@ -6,14 +6,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pgl.config import PretrainConfig
 from pgl.run_folder import CONFIG, ENVIRONMENT, LOG, METRICS
-from pgl.settings import by_name, differing, since_then, to_plain
+from pgl.settings import read_settings
 
 _WARNING = "WARNING"
 _TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
@@ -138,7 +137,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunFacts:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no run at {folder}: give the folder that `pgl pretrain --output` made")
-    settings = _read_settings(folder / CONFIG)
+    settings = read_settings(folder / CONFIG, PretrainConfig)
     metrics = read_metrics(folder / METRICS)
     log = folder / LOG
     lines = log.read_text("utf-8", errors="replace").splitlines() if log.is_file() else []
@@ -190,47 +189,6 @@ def number(line: dict[str, Any], key: str) -> float | None:
     """The finite number that a line has under ``key``, or None."""
     value = line.get(key)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def refuse_other_settings(folder: Path, wanted: Any, free: Container[str], of: str) -> None:
-    """Refuse to take a run that is there with other settings for one that is wanted.
-
-    Args:
-        folder: where the run would lie; one without a run is accepted.
-        wanted: its settings, of ``pgl pretrain`` or ``pgl finetune``.
-        free: settings that may differ.
-        of: what its runs must be alike for, "a comparison".
-
-    Raises:
-        ValueError: names the settings.
-    """
-    if not (folder / CONFIG).is_file() or not (
-        (folder / METRICS).is_file() or (folder / ENVIRONMENT).is_file()
-    ):
-        return
-    there, now = _read_settings(folder / CONFIG, type(wanted)), by_name(to_plain(wanted))
-    changed = differing(there, now, free)
-    if changed:
-        key = changed[0]
-        raise ValueError(
-            f"{folder} is a run with other settings: {', '.join(changed)} ({key} was {there.get(key)}, now "
-            f"{now.get(key)}); runs of {of} must be alike: give the same settings, or another --output"
-        )
-
-
-def _read_settings(path: Path, kind: type[Any] = PretrainConfig) -> dict[str, Any]:
-    import yaml
-
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: {path.parent} is no run of `pgl pretrain`")
-    try:
-        plain = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    settings = since_then(plain if isinstance(plain, dict) else {}, kind)
-    if not isinstance(settings["train.steps"], int):
-        raise ValueError(f"{path}: train.steps must be a whole number, got {settings['train.steps']!r}")
-    return settings
 
 
 def _read_environment(path: Path) -> dict[str, Any]:

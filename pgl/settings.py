@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
+
+from pgl.run_folder import CONFIG, ENVIRONMENT, METRICS
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -14,38 +16,41 @@ def to_plain(config: Any) -> dict[str, Any]:
     Args:
         config: an instance of a settings dataclass, of whatever command.
     """
-    plain: dict[str, Any] = _plain(asdict(config))
-    return plain
+    nested: dict[str, Any] = as_plain(asdict(config))
+    return nested
 
 
-def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by their dotted names, ``train.steps``."""
     result: dict[str, Any] = {}
-    for key, value in plain.items():
+    for key, value in nested.items():
         result.update(
             flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
         )
     return result
 
 
-def by_name(plain: dict[str, Any]) -> dict[str, Any]:
-    """As :func:`flat`, but the classes as one setting: their names are values."""
-    classes = {"classes": plain["classes"]} if "classes" in plain else {}
-    return {**flat({key: value for key, value in plain.items() if key != "classes"}), **classes}
+def by_name(nested: dict[str, Any]) -> dict[str, Any]:
+    """As :func:`flat`, but the classes as one setting, a list: their names are values, their order counts."""
+    settings = flat({key: value for key, value in nested.items() if key != "classes"})
+    if "classes" in nested:
+        classes = nested["classes"]
+        settings["classes"] = [list(item) for item in classes.items()] if classes else classes
+    return settings
 
 
 def defaults(kind: type[Any]) -> dict[str, Any]:
     """The defaults of a settings dataclass by their dotted names; settings without one are left out."""
-    plain: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     for one in fields(kind):
         if one.default_factory is not MISSING:
-            plain[one.name] = to_plain(one.default_factory())
+            nested[one.name] = to_plain(one.default_factory())
         elif one.default is not MISSING:
-            plain[one.name] = _plain(one.default)
-    return by_name(plain)
+            nested[one.name] = as_plain(one.default)
+    return by_name(nested)
 
 
-def since_then(saved: dict[str, Any], kind: type[Any]) -> dict[str, Any]:
+def since_then(saved: Any, kind: type[Any], where: str) -> dict[str, Any]:
     """The settings of a run of whatever version, by their dotted names.
 
     A setting that is newer than the run had its default's meaning when the run was made: that is how
@@ -54,8 +59,27 @@ def since_then(saved: dict[str, Any], kind: type[Any]) -> dict[str, Any]:
     Args:
         saved: what its config.yaml or its checkpoint holds.
         kind: the dataclass of the command that made it.
+        where: the file, for messages.
+
+    Raises:
+        ValueError: these are no settings.
     """
-    return {**defaults(kind), **by_name(saved)}
+    if not isinstance(saved, dict):
+        raise ValueError(f"{where}: expected settings by their names, got {str(saved)[:60]!r}")
+    settings = defaults(kind)
+    types = get_type_hints(kind)
+    for one in fields(kind):
+        # A group may be left out as a whole (``encoder: null``); then it has no defaults of its own.
+        groups = [t for t in (types[one.name], *get_args(types[one.name])) if is_dataclass(t)]
+        given = saved.get(one.name, {})
+        if groups and given is None and type(None) in get_args(types[one.name]):
+            continue
+        if groups and not isinstance(given, dict):
+            raise ValueError(f"{where}: {one.name} must be a group of settings, got {str(given)[:60]!r}")
+        if groups and one.name in settings and given:
+            del settings[one.name]
+            settings |= {f"{one.name}.{key}": value for key, value in defaults(groups[0]).items()}  # type: ignore[arg-type]
+    return {**settings, **by_name(saved)}
 
 
 def differing(there: dict[str, Any], wanted: dict[str, Any], free: Container[str] = ()) -> list[str]:
@@ -73,9 +97,62 @@ def differing(there: dict[str, Any], wanted: dict[str, Any], free: Container[str
     )
 
 
-def _plain(value: Any) -> Any:
+def read_settings(path: Path, kind: type[Any]) -> dict[str, Any]:
+    """The settings of a run, from its config.yaml, by their dotted names.
+
+    Args:
+        path: the file.
+        kind: the dataclass of the command that made it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be read.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: {path.parent} is no run")
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    settings = since_then(content or {}, kind, str(path))
+    if not isinstance(settings["train.steps"], int):
+        raise ValueError(f"{path}: train.steps must be a whole number, got {settings['train.steps']!r}")
+    return settings
+
+
+def refuse_other_settings(folder: Path, wanted: Any, free: Container[str], of: str) -> None:
+    """Refuse to take a run that is there with other settings for one that is wanted.
+
+    Args:
+        folder: where the run would lie; one without a run is accepted.
+        wanted: its settings, of ``pgl pretrain`` or ``pgl finetune``.
+        free: settings that may differ.
+        of: what its runs must be alike for, "a comparison".
+
+    Raises:
+        ValueError: names the settings.
+    """
+    if not (folder / CONFIG).is_file() or not (
+        (folder / METRICS).is_file() or (folder / ENVIRONMENT).is_file()
+    ):
+        return
+    there, now = read_settings(folder / CONFIG, type(wanted)), by_name(to_plain(wanted))
+    changed = differing(there, now, free)
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"{folder} is a run with other settings: {', '.join(changed)} ({key} was {there.get(key)}, now "
+            f"{now.get(key)}); runs of {of} must be alike: give the same settings, delete that folder, or "
+            "give another --output"
+        )
+
+
+def as_plain(value: Any) -> Any:
+    """A value as plain data: lists for tuples, text for paths, also inside."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: as_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [as_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

@@ -98,7 +98,7 @@ def state_to_resume(config: PretrainConfig, cache: VolumeCache) -> dict[str, Any
             )
         return None
     saved = load_checkpoint(last)
-    then, now = since_then(saved["config"], PretrainConfig), by_name(to_plain(config))
+    then, now = since_then(saved["config"], PretrainConfig, str(last)), by_name(to_plain(config))
     changed = differing(then, now, _FREE_SETTINGS)
     if changed:
         key = changed[0]

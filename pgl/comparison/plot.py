@@ -46,7 +46,9 @@ def _panel(ax: Axes, entries: Sequence[dict[str, Any]], starts: Sequence[str]) -
         own = _of(entries, start)
         # Apart, so that bars do not hide one another.
         shift = 1 + 0.03 * (place - (len(starts) - 1) / 2)
-        across = [place] if side_by_side else [entry["training_cases"] * shift for entry in own]
+        # Two fractions may come to one number of cases.
+        beside = [place + 0.08 * number for number in range(len(own))]
+        across = beside if side_by_side else [entry["training_cases"] * shift for entry in own]
         for x, entry in zip(across, own, strict=True):
             single = [100 * dice for dice in entry["dice_of_seeds"].values()]
             ax.plot([x] * len(single), single, "_", color=_COLOURS.get(start, ALARM), alpha=0.6)

@@ -35,17 +35,14 @@ from pgl.comparison.page import write_results
 from pgl.comparison.side_by_side import INTERRUPTED, Job, cores_each, run_side_by_side
 from pgl.comparison.unseen import write_unseen
 from pgl.config import PretrainConfig
+from pgl.downstream.beforehand import check_beforehand
 from pgl.downstream.config import FinetuneConfig
-from pgl.downstream.labels import LabelledCache
-from pgl.downstream.setup import check_patch, description
-from pgl.downstream.splits import split_cases
 from pgl.downstream.train import RESULTS_FORMAT
 from pgl.export import export_encoder
 from pgl.lock import only_writer
 from pgl.manifest import sha256_of
-from pgl.run_facts import refuse_other_settings
 from pgl.run_folder import CONFIG, cases_of
-from pgl.settings import to_plain
+from pgl.settings import refuse_other_settings, to_plain
 
 # Where a run lies, whether it goes on, and what only moves its work elsewhere.
 NOT_COMPARED = {
@@ -98,7 +95,7 @@ def _compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, An
         refuse_other_settings(Path(pretraining.output), pretraining, NOT_COMPARED, "a comparison")
     for tuning in comparison.tunings:
         refuse_other_settings(Path(tuning.config.output), tuning.config, NOT_COMPARED, "a comparison")
-    check_data(comparison)
+    check_beforehand((tuning.task, tuning.config) for tuning in comparison.tunings)
     split = comparison.tunings[0].config.split
     kept, left_out = write_unseen(settings.data, settings.unlabelled, comparison.pretraining_cache, split)
     say(f"pretraining on {len(kept)} cases, without {len(left_out)} test cases")
@@ -125,26 +122,6 @@ def _compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, An
         raise ComparisonStopped(f"{name} ended with exit code {code}{told}{more}; {on}", code)
     assert content is not None
     return content
-
-
-def check_data(comparison: Comparison) -> None:
-    """Refuse what would stop a fine-tuning at its start, before anything is pretrained for it.
-
-    Raises:
-        FileNotFoundError: there is no such cache.
-        ValueError: it has no labels, not the classes of a task, no case for a fraction, or the patch does not
-            fit the network.
-    """
-    caches: dict[str, LabelledCache] = {}
-    for tuning in comparison.tunings:
-        config = tuning.config
-        try:
-            if tuning.task not in caches:
-                caches[tuning.task] = LabelledCache(config.data, config.classes)
-            split_cases(caches[tuning.task].subjects, config.split, config.fraction, config.seed)
-            check_patch(config, description(config, None))
-        except ValueError as error:
-            raise ValueError(f"task {tuning.task}: {error}" if tuning.task else str(error)) from error
 
 
 class _Ready:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from pgl.downstream.metrics import Score, score_case
-from pgl.downstream.reading import failure, read_pair
+from pgl.downstream.reading import failure, read_numbers, read_pair
 from pgl.images import RejectedImage
 from pgl.labels.alignment import Geometry, misalignment
 from pgl.labels.classes import HIGHEST_CLASS, read_classes
@@ -20,7 +21,7 @@ from pgl.workers import TIMEOUT_S, check_timeout, run_isolated
 
 SAME_GRID_MM = 1e-3
 _MOST_TOLD = 3
-_REMEDY = (
+_OTHERWISE = (
     "give --merge with the labels' numbers that make up each predicted class, or --classes with the names of "
     "all numbers"
 )
@@ -66,27 +67,30 @@ def evaluate(
     unpaired += [(str(ours[n]), "prediction without label") for n in sorted(set(ours) - set(theirs))]
     unpaired += [(str(theirs[n]), "label without prediction") for n in sorted(set(theirs) - set(ours))]
     jobs = [(str(ours[name]), str(theirs[name]), name) for name in sorted(set(ours) & set(theirs))]
-    names, table = _declared(folders, classes, merge) or _of_numbers(_numbers_in(jobs, timeout_s))
     scores: list[Score] = []
     refused: list[tuple[str, str]] = []
-    # One pair at a time: all volumes of a data set need not fit into memory.
+    declared = _declared(folders, classes, merge)
+    if declared is None:
+        numbers, unread = _numbers_in([other for _, other, _ in jobs], timeout_s)
+        refused += [(path, f"with {other}: {unread[other]}") for path, other, _ in jobs if other in unread]
+        jobs = [job for job in jobs if job[1] not in unread]
+        if jobs and not numbers:
+            raise ValueError(
+                f"{labels}: the labels hold background alone, and nothing declares classes: give --classes "
+                "FILE"
+            )
+        declared = _of_labels(numbers)
+    # Pair by pair: all volumes of a data set need not fit into memory.
     for (path, other, name), answer in run_isolated(read_pair, jobs, 1, timeout_s):
         reason = failure(answer)
+        if reason is None:
+            prediction, label = answer
+            try:
+                scores += _score(name, prediction, label, declared)
+            except RejectedImage as error:
+                reason = str(error)
         if reason is not None:
             refused.append((path, f"with {other}: {reason}"))
-            continue
-        prediction, label = answer
-        try:
-            if merge is None:
-                check_classes(label, names, allow_empty=True, remedy=_REMEDY)
-            check_classes(prediction, names, allow_empty=True, remedy=_REMEDY)
-            prediction = _onto(prediction, label)
-        except RejectedImage as error:
-            refused.append((path, f"with {other}: {error}"))
-            continue
-        truth = table[sitk.GetArrayViewFromImage(label)]
-        mask = table_of(names)[sitk.GetArrayViewFromImage(prediction)]
-        scores += score_case(name, mask, truth, list(names.values()), label.GetSpacing()[::-1])
     problems = refused + unpaired
     if not scores:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in problems[:_MOST_TOLD])
@@ -97,6 +101,17 @@ def evaluate(
     return scores, problems
 
 
+def _score(name: str, prediction: sitk.Image, label: sitk.Image, declared: _Declared) -> list[Score]:
+    for what, image in (("the label has ", label), ("the prediction has ", prediction)):
+        # Other numbers of the labels than those that are merged are background.
+        if not (declared.merged and image is label):
+            check_classes(image, declared.names, allow_empty=True, remedy=declared.remedy, what=what)
+    prediction = _onto(prediction, label)
+    truth = declared.table[sitk.GetArrayViewFromImage(label)]
+    mask = table_of(declared.names)[sitk.GetArrayViewFromImage(prediction)]
+    return score_case(name, mask, truth, list(declared.names.values()), label.GetSpacing()[::-1])
+
+
 def table_of(names: Mapping[int, str]) -> np.ndarray:
     """uint8 [256]: number in a file → position of its class, from 1."""
     table = np.zeros(HIGHEST_CLASS + 1, np.uint8)
@@ -105,11 +120,27 @@ def table_of(names: Mapping[int, str]) -> np.ndarray:
     return table
 
 
+@dataclass(frozen=True)
+class _Declared:
+    """Which classes are scored.
+
+    Attributes:
+        names: number → name in the predictions.
+        table: uint8 [256], the labels' number → position of its class, from 1.
+        remedy: what to do about other numbers.
+        merged: whether classes are made of several of the labels' numbers.
+    """
+
+    names: dict[int, str]
+    table: np.ndarray
+    remedy: str
+    merged: bool = False
+
+
 def _declared(
     folders: Sequence[Path], file: str | os.PathLike[str] | None, merge: Mapping[str, Sequence[int]] | None
-) -> tuple[dict[int, str], np.ndarray] | None:
-    """Number → name in the predictions, and the table from the labels' numbers to positions; None if nothing
-    tells the classes."""
+) -> _Declared | None:
+    """The classes of the arguments or of a file in the folders; None if nothing tells them."""
     if merge is not None:
         table = np.zeros(HIGHEST_CLASS + 1, np.uint8)
         for position, (name, numbers) in enumerate(merge.items(), start=1):
@@ -117,20 +148,21 @@ def _declared(
                 if not 0 < number <= HIGHEST_CLASS or table[number]:
                     raise ValueError(f"merge: number {number} of {name!r} is 0, above 255 or there twice")
                 table[number] = position
-        return dict(enumerate(merge, start=1)), table
+        remedy = "--merge must name as many classes as the predictions have"
+        return _Declared(dict(enumerate(merge, start=1)), table, remedy, merged=True)
     if file is not None:
-        return _of_names(read_classes(file))
+        return _of_names(read_classes(file), f"correct the map, or declare them in {file}")
     there = [path for folder in folders if (path := _class_file(folder))]
     if not there:
         return None
-    known = [read_classes(path) for path in there]
+    known = [_names_in(path) for path in there]
     for number, name in known[0].items():
         other = known[-1].get(number, name)
-        if other != name:
+        if other.casefold() != name.casefold():
             raise ValueError(
-                f"class {number} is {name!r} in {there[0]} and {other!r} in {there[-1]}: {_REMEDY}"
+                f"class {number} is {name!r} in {there[0]} and {other!r} in {there[-1]}: {_OTHERWISE}"
             )
-    return _of_names(known[0])
+    return _of_names(known[0], f"these are declared in {there[0]}; {_OTHERWISE}")
 
 
 def _class_file(folder: Path) -> Path | None:
@@ -138,21 +170,33 @@ def _class_file(folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _numbers_in(jobs: Sequence[tuple[str, str, str]], timeout_s: float) -> set[int]:
-    """The class numbers of all labels that can be read."""
+def _names_in(path: Path) -> dict[int, str]:
+    try:
+        return read_classes(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; to do without that file give --classes FILE") from error
+
+
+def _numbers_in(paths: Sequence[str], timeout_s: float) -> tuple[set[int], dict[str, str]]:
+    """The class numbers of these labels, and why some cannot be read."""
     numbers: set[int] = set()
-    for _, answer in run_isolated(read_pair, jobs, 1, timeout_s):
-        if failure(answer) is None:
-            numbers |= {int(n) for n in np.unique(sitk.GetArrayViewFromImage(answer[1])) if n}
-    return numbers
+    unread: dict[str, str] = {}
+    for path, answer in run_isolated(read_numbers, list(paths), 1, timeout_s):
+        reason = failure(answer)
+        if reason is None:
+            numbers |= answer
+        else:
+            unread[path] = reason
+    return numbers, unread
 
 
-def _of_numbers(numbers: set[int]) -> tuple[dict[int, str], np.ndarray]:
-    return _of_names({number: f"class_{number}" for number in sorted(numbers)})
+def _of_labels(numbers: set[int]) -> _Declared:
+    names = {number: f"class_{number}" for number in sorted(numbers)}
+    return _of_names(names, "these are in the labels; correct the prediction, or give --classes with all")
 
 
-def _of_names(names: dict[int, str]) -> tuple[dict[int, str], np.ndarray]:
-    return names, table_of(names)
+def _of_names(names: dict[int, str], remedy: str) -> _Declared:
+    return _Declared(names, table_of(names), remedy)
 
 
 def _onto(prediction: sitk.Image, label: sitk.Image) -> sitk.Image:

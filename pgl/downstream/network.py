@@ -49,14 +49,19 @@ def build_unet(description: Mapping[str, Any], outputs: int, decoder_convs: int 
         raise ValueError(f"network class must be {ENCODER_CLASS}, got {description.get('class')!r}")
     encoder: Any = build_encoder(description)  # checks the description, and turns its names into classes
     arguments = dict(description["arguments"])
-    if len(arguments["strides"]) < 2:
-        raise ValueError("the encoder has one stage only: a U-Net needs two or more")
+    check_stages(arguments)
     for name in ("conv_op", "norm_op", "nonlin"):
         arguments[name] = getattr(encoder, name)
     arguments.pop("return_skips")
     unet = ResidualEncoderUNet(**arguments, num_classes=outputs, n_conv_per_stage_decoder=decoder_convs)
     unet.apply(unet.initialize)
     return unet
+
+
+def check_stages(arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError if an encoder has too few stages for a U-Net."""
+    if len(arguments["strides"]) < 2:
+        raise ValueError("the encoder has one stage only: a U-Net needs two or more")
 
 
 def load_pretrained(unet: nn.Module, weights: Mapping[str, Tensor], source: str) -> Loaded:

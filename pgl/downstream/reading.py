@@ -5,6 +5,7 @@ Nothing here needs torch, so that such a process starts quickly.
 
 from __future__ import annotations
 
+import numpy as np
 import SimpleITK as sitk
 
 from pgl.images import Grid, Limits, RejectedImage, check_intensities, read_file, read_series
@@ -34,6 +35,15 @@ def read_pair(job: tuple[str, str, str]) -> tuple[sitk.Image, sitk.Image] | str:
     """Read two label maps, given their paths and their common name; or say why they cannot be used."""
     try:
         return read_label(job[0], LABEL_LIMITS), read_label(job[1], LABEL_LIMITS)
+    except RejectedImage as error:
+        return str(error)
+
+
+def read_numbers(path: str) -> set[int] | str:
+    """The class numbers of one label map, without the background; or say why it cannot be used."""
+    try:
+        label = read_label(path, LABEL_LIMITS)
+        return {int(n) for n in np.unique(sitk.GetArrayViewFromImage(label)) if n}
     except RejectedImage as error:
         return str(error)
 

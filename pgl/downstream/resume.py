@@ -87,7 +87,7 @@ def load_state(
         return None
     content = safe_load(path, "the state of a run", "start the run anew with another --output")
     check_header(path, content, FORMAT, FORMAT_VERSION, "state of `pgl finetune`", "pgl finetune")
-    then, now = since_then(content["config"], FinetuneConfig), by_name(to_plain(config))
+    then, now = since_then(content["config"], FinetuneConfig, str(path)), by_name(to_plain(config))
     changed = differing(then, now, _FREE)
     if changed:
         raise ValueError(

@@ -21,10 +21,14 @@ from pgl.config import IntensitySettings
 from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.fresh_stages import stages_left_out
 from pgl.downstream.labels import LabelledCache
-from pgl.downstream.network import Loaded, is_alias, summary
+from pgl.downstream.network import Loaded, check_stages, is_alias, summary
 from pgl.export import check_networks
 from pgl.export.decoder import stage_of
 from pgl.networks import default_encoder, describe
+from pgl.settings import as_plain
+
+# Arguments of the encoder that change none of its values.
+_WITHOUT_EFFECT = ("return_skips", "nonlin_kwargs")
 
 
 def prepare_source(config: FinetuneConfig) -> None:
@@ -119,6 +123,7 @@ def decoder_misfit(config: FinetuneConfig, export: dict[str, Any], description: 
 def check_patch(config: FinetuneConfig, description: dict[str, Any]) -> None:
     """Raise ValueError if the patch does not fit the encoder's strides."""
     arguments = description["arguments"]
+    check_stages(arguments)
     stride = [math.prod(axis) for axis in zip(*arguments["strides"], strict=True)]
     patch = config.patches.patch_size
     if any(n % s or n == s for n, s in zip(patch, stride, strict=True)):
@@ -198,16 +203,28 @@ def differences_from(
     network, told = export["network"], []
     then, now = tuple(network["spacing_mm"]), tuple(spacing_mm)
     if then != now:
-        told.append(f"the weights were trained at {then} mm (D, H, W), the cache {config.data} has {now} mm")
+        told.append(
+            f"the weights were trained at {then} mm (D, H, W), the cache {config.data} has {now} mm: prepare "
+            "it at theirs"
+        )
     file, here = network["arguments"], description(config, export)["arguments"]
-    other = [f"{key} {file.get(key)}, now {here.get(key)}" for key in here if here[key] != file.get(key)]
+    other = [
+        f"{key} {file.get(key)}, now {here[key]}"
+        for key in here
+        if key not in _WITHOUT_EFFECT and as_plain(here[key]) != as_plain(file.get(key))
+    ]
     if other:
-        told.append(f"the network is not the one that the weights were trained in: {'; '.join(other)}")
-    before, after = intensity(replace(config, intensity=None), export), intensity(config, export)
+        told.append(
+            f"the network is not the one that the weights were trained in: {'; '.join(other)} (leave encoder "
+            "out to take the file's)"
+        )
+    before, after = (
+        (*map(float, own.clip_hu), float(own.mean_hu), float(own.std_hu))
+        for own in (intensity(replace(config, intensity=None), export), intensity(config, export))
+    )
     if before != after:
         told.append(
-            f"the weights were trained on HU clipped to {list(before.clip_hu)}, less {before.mean_hu:g}, "
-            f"divided by {before.std_hu:g}; now {list(after.clip_hu)}, {after.mean_hu:g}, {after.std_hu:g} "
-            "(leave intensity out to take the file's)"
+            "the weights were trained on HU clipped to [{}, {}], less {}, divided by {}; now [{}, {}], {}, "
+            "{} (leave intensity out to take the file's)".format(*before, *after)
         )
     return told

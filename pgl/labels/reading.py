@@ -49,6 +49,7 @@ def check_classes(
     declared: Mapping[int, str],
     allow_empty: bool,
     remedy: str = "correct the label, or declare them with `pgl prepare --classes FILE`",
+    what: str = "",
 ) -> None:
     """Hold a label map's numbers against the declared classes.
 
@@ -57,6 +58,7 @@ def check_classes(
         declared: number → name without the background; none means that any number is a class.
         allow_empty: whether a map without foreground is fine.
         remedy: what to do about undeclared numbers.
+        what: whose numbers they are, before the reason.
 
     Raises:
         RejectedImage: undeclared numbers, or no foreground.
@@ -69,7 +71,7 @@ def check_classes(
         told = ", ".join(f"{n} ({c} voxels)" for n, c in list(undeclared.items())[:MOST_NAMED])
         more = f" and {len(undeclared) - MOST_NAMED} more" if len(undeclared) > MOST_NAMED else ""
         raise RejectedImage(
-            f"undeclared classes {told}{more}; declared are "
+            f"{what}undeclared classes {told}{more}; declared are "
             f"{', '.join(f'{number} ({declared[number]})' for number in known)}: {remedy}"
         )
     if not present and not allow_empty:

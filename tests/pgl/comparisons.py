@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from pgl.comparison import runs as module
 from pgl.comparison.config import CompareSettings, Comparison
-from pgl.downstream.train import finetune
+from pgl.downstream.train import finetune as run_finetune
 from pgl.pretrain import pretrain
 from pgl.settings import to_plain
 
@@ -18,9 +19,11 @@ from .labelled_data import small_finetune
 from .training_data import small_config
 
 
-def comparison(data: Path, output: Path, steps: int = 2, **changes) -> Comparison:
+def comparison(
+    data: Path, output: Path, steps: int = 2, finetune: dict[str, Any] | None = None, **changes
+) -> Comparison:
     settings = {"data": data, "output": output, "fractions": (0.4, 1.0), "seeds": (0, 1)}
-    tuning = replace(small_finetune(data, output, steps=steps), encoder=None)
+    tuning = replace(small_finetune(data, output, steps=steps), encoder=None, **finetune or {})
     return Comparison(CompareSettings(**{**settings, **changes}), small_config(data, output, steps=2), tuning)
 
 
@@ -39,7 +42,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def finetuning(run) -> int:
         names.append(Path(run.output).name)
-        finetune(run)
+        run_finetune(run)
         return 0
 
     monkeypatch.setattr(module, "run_pretraining", pretraining)

@@ -17,7 +17,7 @@ import yaml
 from pgl import ablate as module
 from pgl import ablation_dice as dice_module
 from pgl.ablate import AblationStopped, ablate, is_done, planned
-from pgl.ablation_dice import read_tuning
+from pgl.ablation_dice import Tuning, read_tuning
 from pgl.ablation_rows import BEYOND
 from pgl.ablation_table import encoder_accuracy, markdown, means_of, row_of
 from pgl.cache import VolumeCache
@@ -292,6 +292,21 @@ def test_wrong_rows_are_refused(config):
         planned(config, [0], ["levels"])
 
 
+def test_a_method_without_priors_is_refused(config):
+    config.method.name = "genesis"
+    with pytest.raises(ValueError, match=r"method.name must be pgl, .* got 'genesis'"):
+        planned(config, [0])
+
+
+def test_a_fraction_that_leaves_no_case_is_refused_before_pretraining(config, started, tmp_path):
+    data = labelled_cache(tmp_path / "labelled")
+    config.data = data
+    shared = replace(small_finetune(data, tmp_path), encoder=None, fraction=0.05)
+    with pytest.raises(ValueError, match=r"fraction 0.05 of 6 training patients leaves no case"):
+        ablate(config, [0], ["both"], silently, Tuning(shared, Path(config.output)))
+    assert started == []
+
+
 @pytest.mark.parametrize("seeds", [[], [-1], [1, 1]])
 def test_wrong_seeds_are_refused(config, seeds):
     with pytest.raises(ValueError, match="seeds must be different whole numbers"):
@@ -338,7 +353,7 @@ def as_a_process(config: PretrainConfig, tmp_path: Path) -> subprocess.Popen[str
         [sys.executable, "-m", "pgl", "ablate", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).resolve().parents[2],
     )

@@ -210,6 +210,8 @@ def test_a_missing_library_of_our_own_is_not_taken_for_an_extra(monkeypatch, cap
         (["folder=name"], ["folder=name"]),
         (["--method", "byol"], ["--method.name", "byol"]),
         (["--method=byol"], ["--method.name=byol"]),
+        (["--method", "file.yaml"], ["--method", "file.yaml"]),
+        (["--method"], ["--method"]),
     ],
 )
 def test_shorthands_become_what_the_parser_reads(words, expanded):

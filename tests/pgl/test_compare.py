@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.axes import Axes
 
 from pgl.checkpoint import INITIAL, checkpoint_path, load_checkpoint
 from pgl.cli import main
+from pgl.comparison import plot
 from pgl.comparison import runs as module
 from pgl.comparison.classes import COLUMNS
 from pgl.comparison.config import CompareSettings, Comparison
@@ -23,11 +25,11 @@ from pgl.comparison.page import REPORT, write_results
 from pgl.comparison.runs import NOT_COMPARED, ComparisonStopped, compare
 from pgl.comparison.tables import MEAN, notes, table_rows
 from pgl.config import GENESIS_INTENSITY, IntensitySettings
+from pgl.downstream.config import PatchSettings
 from pgl.downstream.setup import check_patch
 from pgl.export import read_export
 from pgl.networks import describe
-from pgl.run_facts import refuse_other_settings
-from pgl.settings import to_plain
+from pgl.settings import refuse_other_settings, to_plain
 
 from .comparisons import comparison, run_here, silently
 from .labelled_data import labelled_cache, small_finetune
@@ -261,13 +263,30 @@ def test_an_older_pretraining_without_a_newer_setting_is_not_taken_for_one_with_
     ({"fractions": (0.05, 1.0)}, r"^fraction 0.05 of 6 training patients leaves no case"),
     ({"tasks": {"good": {"bright": ["bright"]}, "bad": {"liver": ["liver"]}}},
      r"^task bad: classes: 'liver' is made of 'liver', but the labels in .* have only bright \(1\), dark"),
-], ids=["fraction", "class"])  # fmt: skip
+    ({"finetune": {"spacing_mm": (9.0, 9.0, 9.0)}}, r"^spacing_mm is \(9.0, 9.0, 9.0\) .*\(3.0, 1.0, 1.0\)"),
+    ({"finetune": {"patches": PatchSettings((9, 16, 16))}}, r"^patches.patch_size \(9, 16, 16\) must be "),
+], ids=["fraction", "class", "spacing", "patch"])  # fmt: skip
 def test_what_would_stop_a_fine_tuning_stops_the_comparison_before_it_pretrains(
     data, tmp_path, started, changes, told
 ):
     with pytest.raises(ValueError, match=told):
         compare(comparison(data, tmp_path / "c", **{"fractions": (1.0,), **changes}), silently)
     assert started == [] and not (tmp_path / "c/pretrained").exists()
+
+
+def test_two_fractions_of_one_number_of_cases_are_drawn_beside_each_other(tmp_path, monkeypatch):
+    entry = {"task": "", "training_cases": 1, "deviation": None, "initialisation": "random"}
+    entries = [{**entry, "dice": dice, "dice_of_seeds": {"0": dice}} for dice in (0.25, 0.75)]
+    drawn: list[Axes] = []
+    panel = plot._panel
+    monkeypatch.setattr(plot, "_panel", lambda ax, *more: (drawn.append(ax), panel(ax, *more)))
+    plot.draw(entries, ["random", "pgl"], tmp_path / "plot.png")
+    (ax,) = drawn
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["random"]
+    across, dice = ax.containers[0].lines[0].get_data()
+    assert list(dice) == [25.0, 75.0] and across[0] < across[1] < 0.5
+    monkeypatch.setattr(plot, "_panel", panel)
+    plot.draw([*entries, {**entries[0], "training_cases": 2}], ["random"], tmp_path / "curve.png")
 
 
 class Cells(HTMLParser):

@@ -18,6 +18,7 @@ import yaml
 
 from pgl.cli import main
 from pgl.config import IntensitySettings
+from pgl.downstream import evaluate as evaluate_module
 from pgl.downstream.evaluate import evaluate
 from pgl.downstream.model_file import Segmenter, load_model, save_model
 from pgl.downstream.predict import predict
@@ -420,6 +421,41 @@ def test_classes_that_both_folders_name_otherwise_are_refused(tmp_path):
         evaluate(tmp_path / "p/maps", tmp_path / "l/maps")
     scores, _ = evaluate(tmp_path / "p/maps", tmp_path / "l/maps", classes=tmp_path / "l/labels.json")
     assert [score.dice for score in scores] == [1.0, 1.0]
+    (tmp_path / "p/labels.json").write_text('{"Organ": 1, "Lesion": 2}')
+    assert [score.name for score in evaluate(tmp_path / "p/maps", tmp_path / "l/maps")[0]] == [
+        "Organ",
+        "Lesion",
+    ]
+    (tmp_path / "l/labels.json").write_text('[{"id": 7}]')
+    with pytest.raises(ValueError, match=r"l/labels.json: expected class names .* give --classes FILE"):
+        evaluate(tmp_path / "p/maps", tmp_path / "l/maps")
+
+
+def test_a_damaged_file_is_read_once_and_does_not_hide_the_others(tmp_path, monkeypatch):
+    for name in ("good", "bad"):
+        for folder in "pl":
+            write(tmp_path / f"{folder}/{name}.nii.gz", trees.organ())
+    damaged = tmp_path / "l/bad.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:90])
+    read: list[str] = []
+    isolated = evaluate_module.run_isolated
+
+    def noting(work, jobs, *more):
+        read.extend(str(job) for job in jobs)
+        return isolated(work, jobs, *more)
+
+    monkeypatch.setattr(evaluate_module, "run_isolated", noting)
+    scores, problems = evaluate(tmp_path / "p", tmp_path / "l")
+    assert {score.subject for score in scores} == {"good"}
+    assert [Path(path).name for path, _ in problems] == ["bad.nii.gz"] and "with " in problems[0][1]
+    assert sum("l/bad.nii.gz" in job for job in read) == 1
+
+
+def test_labels_of_background_alone_need_classes(tmp_path):
+    for folder in "pl":
+        write(tmp_path / f"{folder}/a.nii.gz", np.zeros_like(trees.organ()))
+    with pytest.raises(ValueError, match=r"background alone, and nothing declares classes: give --classes"):
+        evaluate(tmp_path / "p", tmp_path / "l")
 
 
 def test_why_pairs_cannot_be_compared_comes_before_what_has_no_partner(tmp_path):
@@ -430,8 +466,9 @@ def test_why_pairs_cannot_be_compared_comes_before_what_has_no_partner(tmp_path)
     with pytest.raises(ValueError) as refused:
         evaluate(tmp_path / "p", tmp_path / "l")
     told = str(refused.value)
-    assert told.index("undeclared classes 7") < told.index("label without prediction")
-    assert "declared are 1 (organ), 2 (lesion): give --merge" in told and told.endswith("; and 1 more")
+    assert told.index("the prediction has undeclared classes 7") < told.index("label without prediction")
+    assert "declared are 1 (organ), 2 (lesion): these are declared in " in told and "give --merge" in told
+    assert told.endswith("; and 1 more")
 
 
 def test_what_cannot_be_compared_is_named(tmp_path, capsys):
@@ -446,7 +483,8 @@ def test_what_cannot_be_compared_is_named(tmp_path, capsys):
     assert "unpredicted.nii.gz: label without prediction" in said
     assert "unknown.nii.gz: prediction without label" in said
     assert "elsewhere.nii.gz: prediction and label: not aligned" in said
-    assert "seven.nii.gz: undeclared classes 7" in said
+    assert "seven.nii.gz: the prediction has undeclared classes 7" in said
+    assert "declared are 1 (class_1), 2 (class_2): these are in the labels" in said
     assert main(["evaluate", str(tmp_path / "p"), str(tmp_path / "none")]) == 1
 
 

@@ -22,8 +22,7 @@ from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.model_file import load_model
 from pgl.downstream.train import finetune
 from pgl.export import load_encoder
-from pgl.run_facts import refuse_other_settings
-from pgl.settings import to_plain
+from pgl.settings import refuse_other_settings, to_plain
 
 from .comparisons import comparison, run_here, silently
 from .encoder_files import encoder_file

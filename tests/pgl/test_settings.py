@@ -10,8 +10,7 @@ import yaml
 
 from pgl.config import PretrainConfig
 from pgl.downstream.config import FinetuneConfig
-from pgl.run_facts import refuse_other_settings
-from pgl.settings import by_name, defaults, differing, since_then, to_plain
+from pgl.settings import by_name, defaults, differing, refuse_other_settings, since_then, to_plain
 
 
 @dataclass
@@ -25,23 +24,43 @@ class Some:
     data: Path
     group: Group = field(default_factory=Group)
     classes: dict[str, list[str]] | None = None
+    more: Group | None = None
 
 
 def test_defaults_are_by_dotted_names_and_leave_out_what_has_none():
-    assert defaults(Some) == {"group.rate": 0.5, "group.sides": [3, 4], "classes": None}
+    assert defaults(Some) == {"group.rate": 0.5, "group.sides": [3, 4], "classes": None, "more": None}
 
 
 def test_classes_are_one_setting():
     plain = to_plain(Some(Path("a"), classes={"x": ["y"]}))
     assert by_name(plain) == {
-        "data": "a", "group.rate": 0.5, "group.sides": [3, 4], "classes": {"x": ["y"]},
+        "data": "a", "group.rate": 0.5, "group.sides": [3, 4], "classes": [["x", ["y"]]], "more": None,
     }  # fmt: skip
+
+
+def test_classes_in_another_order_are_others():
+    """Their order numbers them."""
+    one, two = ({"classes": {name: [name] for name in names}} for names in ("ab", "ba"))
+    assert differing(by_name(one), by_name(two)) == ["classes"] and not differing(by_name(one), by_name(one))
 
 
 def test_a_newer_setting_had_its_defaults_meaning():
-    assert since_then({"data": "a", "group": {"sides": [1, 1]}}, Some) == {
-        "data": "a", "group.rate": 0.5, "group.sides": [1, 1], "classes": None,
-    }  # fmt: skip
+    old = {"data": "a", "group": {"sides": [1, 1]}}
+    plain = {"data": "a", "group.rate": 0.5, "group.sides": [1, 1], "classes": None}
+    assert since_then(old, Some, "f") == {**plain, "more": None}
+    assert since_then({**old, "more": None}, Some, "f") == {**plain, "more": None}
+    given = {**plain, "more.rate": 0.1, "more.sides": [3, 4]}
+    assert since_then({**old, "more": {"rate": 0.1}}, Some, "f") == given
+
+
+@pytest.mark.parametrize(("saved", "told"), [
+    ([1], "file: expected settings by their names, got '\\[1\\]'"),
+    ({"group": None}, "file: group must be a group of settings, got 'None'"),
+    ({"more": 3}, "file: more must be a group of settings, got '3'"),
+])  # fmt: skip
+def test_what_is_no_settings_is_refused(saved, told):
+    with pytest.raises(ValueError, match=told):
+        since_then(saved, Some, "file")
 
 
 def test_differing_settings_are_named_in_order_but_for_free_ones_and_free_groups():
