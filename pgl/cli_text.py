@@ -12,7 +12,7 @@ EXTRAS = {
     "jinja2", "lightning_fabric", "matplotlib", "monai", "msgpack", "PIL", "rich", "tensorboard", "yaml",
 }  # fmt: skip
 OWN_FOLDERS = tuple(str(Path(__file__).resolve().parent.parent / name) for name in ("pgl", "pgl_ops"))
-_METHODS = ("pgl", "byol", "genesis")
+METHOD_NAMES = ("pgl", "byol", "genesis")
 _SWITCHES = ("--resume", "--overwrite")
 # Settings of two numbers; all other tuples are triples.
 _PAIRS = {"crop_scale", "clip_hu", "noise_variance", "blur_sigma", "brightness_factor", "gamma_exponent"}
@@ -30,7 +30,7 @@ def expand(words: Sequence[str]) -> list[str]:
     remaining = list(words)
     while remaining:
         option, equals, value = remaining.pop(0).partition("=")
-        if option == "--method" and (value if equals else "".join(remaining[:1])) in _METHODS:
+        if option == "--method" and (value if equals else "".join(remaining[:1])) in METHOD_NAMES:
             option = "--method.name"
         if option == "--config" and (equals or remaining):
             configs.append(f"--config={value if equals else remaining.pop(0)}")
@@ -67,9 +67,10 @@ def usage_message(text: str, positionals: Sequence[str], config: str | None = No
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "")
     method = re.match(r"--([\w.]*method): Unable to load config '([^']*)'", text)
     if method:
+        name = method[2] if method[2] in METHOD_NAMES else "NAME"
         return (
-            f"--{method[1]}.name must be {', '.join(_METHODS)}, got {method[2]!r} (in a config file `method: "
-            "{name: byol}`)"
+            f"--{method[1]}: no settings file called {method[2]!r}; for a method write --{method[1]}.name "
+            f"{name}, or in a config file `method: {{name: {name}}}`; there are {', '.join(METHOD_NAMES)}"
         )
     tuple_wanted = re.match(r"--([\w.]+): .*Expected a tuple", text)
     if tuple_wanted and not tuple_wanted[1].startswith("encoder."):

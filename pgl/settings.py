@@ -116,7 +116,7 @@ def read_settings(path: Path, kind: type[Any]) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    settings = since_then(content or {}, kind, str(path))
+    settings = since_then({} if content is None else content, kind, str(path))
     if not isinstance(settings["train.steps"], int):
         raise ValueError(f"{path}: train.steps must be a whole number, got {settings['train.steps']!r}")
     return settings

@@ -162,7 +162,7 @@ def _declared(
             raise ValueError(
                 f"class {number} is {name!r} in {there[0]} and {other!r} in {there[-1]}: {_OTHERWISE}"
             )
-    return _of_names(known[0], f"these are declared in {there[0]}; {_OTHERWISE}")
+    return _of_names(known[0], f"by {there[0]}; {_OTHERWISE}")
 
 
 def _class_file(folder: Path) -> Path | None:
@@ -192,7 +192,7 @@ def _numbers_in(paths: Sequence[str], timeout_s: float) -> tuple[set[int], dict[
 
 def _of_labels(numbers: set[int]) -> _Declared:
     names = {number: f"class_{number}" for number in sorted(numbers)}
-    return _of_names(names, "these are in the labels; correct the prediction, or give --classes with all")
+    return _of_names(names, "the numbers in the labels; correct the prediction, or give --classes with all")
 
 
 def _of_names(names: dict[int, str], remedy: str) -> _Declared:

@@ -6,7 +6,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from pgl.downstream.network import Loaded, check_stages, is_alias, summary
 from pgl.export import check_networks
 from pgl.export.decoder import stage_of
 from pgl.networks import default_encoder, describe
-from pgl.settings import as_plain
+from pgl.settings import as_plain, differing
 
 # Arguments of the encoder that change none of its values.
-_WITHOUT_EFFECT = ("return_skips", "nonlin_kwargs")
+_WITHOUT_EFFECT = ("return_skips", "inplace")
 
 
 def prepare_source(config: FinetuneConfig) -> None:
@@ -111,13 +111,26 @@ def decoder_misfit(config: FinetuneConfig, export: dict[str, Any], description: 
     """Why a file's decoder cannot be taken; empty if it can, or if there is none."""
     if "decoder_weights" not in export:
         return ""
-    if description["arguments"] != export["network"]["arguments"]:
+    if differing_arguments(export["network"]["arguments"], description["arguments"]):
         return "the network has another encoder than the file"
     if config.fresh_stages:
         return f"fresh_stages is {config.fresh_stages}, and it was pretrained on those stages"
     if config.decoder_convs != 1:
         return f"decoder_convs is {config.decoder_convs}, and was 1 in pretraining"
     return ""
+
+
+def differing_arguments(file: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The encoder's arguments that make it another network, in the order of their names."""
+
+    def compared(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in arguments.items() if key not in _WITHOUT_EFFECT}
+        for key, value in kept.items():
+            if isinstance(value, Mapping):
+                kept[key] = {name: one for name, one in value.items() if name not in _WITHOUT_EFFECT}
+        return dict(as_plain(kept))
+
+    return differing(compared(file), compared(here))
 
 
 def check_patch(config: FinetuneConfig, description: dict[str, Any]) -> None:
@@ -208,11 +221,7 @@ def differences_from(
             "it at theirs"
         )
     file, here = network["arguments"], description(config, export)["arguments"]
-    other = [
-        f"{key} {file.get(key)}, now {here[key]}"
-        for key in here
-        if key not in _WITHOUT_EFFECT and as_plain(here[key]) != as_plain(file.get(key))
-    ]
+    other = [f"{key} {file.get(key)}, now {here.get(key)}" for key in differing_arguments(file, here)]
     if other:
         told.append(
             f"the network is not the one that the weights were trained in: {'; '.join(other)} (leave encoder "

@@ -20,8 +20,9 @@ import pgl
 from pgl import cli
 from pgl.cache import VolumeCache
 from pgl.cli import Command, main
-from pgl.cli_text import expand
+from pgl.cli_text import METHOD_NAMES, expand
 from pgl.config import PretrainConfig, from_plain
+from pgl.methods import METHODS
 from pgl.settings import to_plain
 from tests.pgl.ct_files import body, write
 from tests.pgl.training_data import make_cache, small_config
@@ -119,6 +120,8 @@ def test_every_command_has_help(name, capsys):
         (["export", "run"], "pgl export: missing --output"),
         (["phantom"], "pgl phantom: missing --output"),
         (["show", "run", "--pairs", "few"], "pgl show: --pairs"),
+        (["pretrain", "--method", "moco"], "--method: no settings file called 'moco'; for a method write"),
+        (["compare", "--pretrain.method", "byol"], "for a method write --pretrain.method.name byol, or in a"),
     ],
 )
 def test_wrong_usage_is_one_line_and_code_2(words, message, capsys):
@@ -193,6 +196,10 @@ def test_a_missing_library_of_our_own_is_not_taken_for_an_extra(monkeypatch, cap
 
 
 # --- words to settings ---
+
+
+def test_the_names_of_methods_are_those_of_the_trainer():
+    assert tuple(METHODS) == METHOD_NAMES
 
 
 @pytest.mark.parametrize(

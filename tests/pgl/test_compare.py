@@ -285,8 +285,8 @@ def test_two_fractions_of_one_number_of_cases_are_drawn_beside_each_other(tmp_pa
     assert [label.get_text() for label in ax.get_xticklabels()] == ["random"]
     across, dice = ax.containers[0].lines[0].get_data()
     assert list(dice) == [25.0, 75.0] and across[0] < across[1] < 0.5
-    monkeypatch.setattr(plot, "_panel", panel)
     plot.draw([*entries, {**entries[0], "training_cases": 2}], ["random"], tmp_path / "curve.png")
+    assert list(drawn[1].containers[0].lines[0].get_xdata()) == [1, 1, 2]
 
 
 class Cells(HTMLParser):

@@ -467,7 +467,7 @@ def test_why_pairs_cannot_be_compared_comes_before_what_has_no_partner(tmp_path)
         evaluate(tmp_path / "p", tmp_path / "l")
     told = str(refused.value)
     assert told.index("the prediction has undeclared classes 7") < told.index("label without prediction")
-    assert "declared are 1 (organ), 2 (lesion): these are declared in " in told and "give --merge" in told
+    assert "declared are 1 (organ), 2 (lesion): by " in told and "give --merge" in told
     assert told.endswith("; and 1 more")
 
 
@@ -484,7 +484,7 @@ def test_what_cannot_be_compared_is_named(tmp_path, capsys):
     assert "unknown.nii.gz: prediction without label" in said
     assert "elsewhere.nii.gz: prediction and label: not aligned" in said
     assert "seven.nii.gz: the prediction has undeclared classes 7" in said
-    assert "declared are 1 (class_1), 2 (class_2): these are in the labels" in said
+    assert "declared are 1 (class_1), 2 (class_2): the numbers in the labels" in said
     assert main(["evaluate", str(tmp_path / "p"), str(tmp_path / "none")]) == 1
 
 
