@@ -137,6 +137,8 @@ def read_run(folder: str | os.PathLike[str]) -> RunFacts:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no run at {folder}: give the folder that `pgl pretrain --output` made")
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"no {folder / CONFIG}: {folder} is no run of `pgl pretrain`")
     settings = read_settings(folder / CONFIG, PretrainConfig)
     metrics = read_metrics(folder / METRICS)
     log = folder / LOG

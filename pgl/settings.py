@@ -110,8 +110,6 @@ def read_settings(path: Path, kind: type[Any]) -> dict[str, Any]:
     """
     import yaml
 
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: {path.parent} is no run")
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

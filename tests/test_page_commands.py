@@ -45,7 +45,7 @@ PARSED_ONLY = {
     r"pgl pretrain .*planned\.yaml": "a settings file that follows plans of nnU-Net",
     r"pgl ablate ": "twelve runs; tests/pgl/test_ablate.py",
     r"pgl compare ": "runs in processes of their own; tests/pgl/test_compare_processes.py",
-    r"pgl (prepare|finetune) .*(Task|kits19|RawData|shared/data|sarcoma)": "public data sets",
+    r"pgl (prepare|finetune) .*(Task|kits19|RawData|shared/data|sarcoma|liver_\d)": "public data sets",
     r"pgl phantom --output ct --cases 60": "as with 10 cases",
     r"pgl prepare .*--spacing_mm 6,6,6": "as with another spacing",
     r"pgl export .*(PLANS|[pP]lans\.json)": "plans of nnU-Net; tests/pgl/test_export_nnunet.py",

@@ -23,7 +23,6 @@ from pgl.config import (
     MethodSettings,
     PretrainConfig,
     settled,
-    to_plain,
 )
 from pgl.config_check import check
 from pgl.contexts import ContextDataset, collate
@@ -35,6 +34,7 @@ from pgl.networks import seeded_module
 from pgl.pretrain import pretrain
 from pgl.report import write_report
 from pgl.run_facts import read_run
+from pgl.settings import to_plain
 from pgl.show import show
 from pgl.validation import Validation
 from pgl.views import sample_view_pairs
