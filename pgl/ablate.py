@@ -119,11 +119,11 @@ def _ablate(
     say: Callable[[str], None],
     tuning: Tuning | None,
 ) -> list[dict[str, Any]]:
-    for run in planned(config, seeds, rows).values():
+    wanted = list(planned(config, seeds, rows).values())
+    for run in wanted:
         refuse_other_settings(Path(run.output), run, _NOT_COMPARED, "an ablation")
-        if tuning is not None:
-            tuning.check(run)
     if tuning is not None:
+        tuning.check(wanted)
         config = tuning.without_test_cases(config, say)
     runs = planned(config, seeds, rows)
     if tuning is not None:

@@ -5,7 +5,7 @@ same cases.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,13 +80,21 @@ class Tuning:
         export_encoder(run.output, tuning.weights)
         return run_finetuning(tuning)
 
-    def check(self, run: PretrainConfig) -> None:
+    def check(self, runs: Sequence[PretrainConfig]) -> None:
         """Refuse a fine-tuning that cannot be as it is set or on its data, is there with other settings, or
         that an earlier version did, which left a pretrained decoder out.
 
         Raises:
             ValueError: names them.
         """
+        for run in runs:
+            self._check_run(run)
+        # All at once: the labels are read but once.
+        check_beforehand(
+            ("", replace(self.of(run), encoder=self.shared.encoder or run.encoder)) for run in runs
+        )
+
+    def _check_run(self, run: PretrainConfig) -> None:
         tuning = self.of(run)
         check_with_pretraining(tuning.fresh_stages, [run])
         file = Path(tuning.weights)
@@ -96,7 +104,6 @@ class Tuning:
                 f"trained the decoder as well: delete it and {tuning.output}, and ablate again"
             )
         refuse_other_settings(Path(tuning.output), tuning, NOT_COMPARED, "an ablation")
-        check_beforehand([("", replace(tuning, encoder=tuning.encoder or run.encoder))])
 
     def dice(self, run: PretrainConfig) -> float | None:
         """Mean Dice over classes and test cases; None if this encoder was not tuned to the end yet."""

@@ -70,15 +70,16 @@ def since_then(saved: Any, kind: type[Any], where: str) -> dict[str, Any]:
     types = get_type_hints(kind)
     for one in fields(kind):
         # A group may be left out as a whole (``encoder: null``); then it has no defaults of its own.
-        groups = [t for t in (types[one.name], *get_args(types[one.name])) if is_dataclass(t)]
+        allowed = (types[one.name], *get_args(types[one.name]))
+        group: Any = next((each for each in allowed if is_dataclass(each)), None)
         given = saved.get(one.name, {})
-        if groups and given is None and type(None) in get_args(types[one.name]):
+        if group is None or (given is None and type(None) in allowed):
             continue
-        if groups and not isinstance(given, dict):
+        if not isinstance(given, dict):
             raise ValueError(f"{where}: {one.name} must be a group of settings, got {str(given)[:60]!r}")
-        if groups and one.name in settings and given:
+        if given and one.name in settings:
             del settings[one.name]
-            settings |= {f"{one.name}.{key}": value for key, value in defaults(groups[0]).items()}  # type: ignore[arg-type]
+            settings |= {f"{one.name}.{key}": value for key, value in defaults(group).items()}
     return {**settings, **by_name(saved)}
 
 

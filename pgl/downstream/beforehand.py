@@ -27,8 +27,8 @@ def check_beforehand(runs: Iterable[tuple[str, FinetuneConfig]]) -> None:
     for task, config in runs:
         where = str(config.data)
         try:
-            with reading(config.data):
-                if where not in caches:
+            if where not in caches:
+                with reading(config.data):
                     caches[where] = labelled_cache(config)
             cache = caches[where]
             make_task(cache.records, config.classes, where)

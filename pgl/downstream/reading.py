@@ -5,11 +5,10 @@ Nothing here needs torch, so that such a process starts quickly.
 
 from __future__ import annotations
 
-import numpy as np
 import SimpleITK as sitk
 
 from pgl.images import Grid, Limits, RejectedImage, check_intensities, read_file, read_series
-from pgl.labels.reading import read_label
+from pgl.labels.reading import class_numbers, read_label
 from pgl.prepare_case import Job
 from pgl.workers import JobFailed, WorkerDied
 
@@ -42,8 +41,7 @@ def read_pair(job: tuple[str, str, str]) -> tuple[sitk.Image, sitk.Image] | str:
 def read_numbers(path: str) -> set[int] | str:
     """The class numbers of one label map, without the background; or say why it cannot be used."""
     try:
-        label = read_label(path, LABEL_LIMITS)
-        return {int(n) for n in np.unique(sitk.GetArrayViewFromImage(label)) if n}
+        return class_numbers(read_label(path, LABEL_LIMITS))
     except RejectedImage as error:
         return str(error)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from rich.progress import Progress
 
 from pgl.cache import CacheWriter
@@ -23,7 +22,7 @@ from pgl.images import Grid, Limits, RejectedImage, files_of
 from pgl.labels.alignment import Geometry, misalignment
 from pgl.labels.layouts import LabelPlan, LabelTarget, plan_layouts
 from pgl.labels.pairs import Pairs
-from pgl.labels.reading import check_classes, read_label
+from pgl.labels.reading import check_classes, class_numbers, read_label
 from pgl.labels.records import LabelRecord, finished_labels, remove_label
 from pgl.labels.resampling import resample_label
 from pgl.labels.settings import LabelSettings
@@ -169,7 +168,7 @@ def prepare_label(job: LabelJob) -> Outcome:
         check_classes(label, dict(job.classes), job.settings.allow_empty_labels)
         grid = Grid(case.shape, case.spacing_mm, case.origin_mm)
         volume = resample_label(label, grid, job.settings.label_interpolation)
-        before = {int(n) for n in np.unique(sitk.GetArrayViewFromImage(label)) if n}
+        before = class_numbers(label)
         lost = sorted(before - {int(n) for n in np.unique(volume)})
         if before and len(lost) == len(before):
             raise RejectedImage(

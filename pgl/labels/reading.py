@@ -44,6 +44,11 @@ def read_label(path: str, limits: Limits) -> sitk.Image:
     return label
 
 
+def class_numbers(label: sitk.Image) -> set[int]:
+    """The numbers of a label map, without the background."""
+    return {int(n) for n in np.unique(sitk.GetArrayViewFromImage(label)) if n}
+
+
 def check_classes(
     label: sitk.Image,
     declared: Mapping[int, str],

@@ -232,7 +232,7 @@ def test_an_ablation_that_cannot_be_finished_is_not_begun(data, tmp_path, change
     run = with_method(small_config(data, tmp_path / "run", steps=2), **changes)
     tuning = Tuning(small_finetune(data, tmp_path / "out", fresh_stages=fresh), tmp_path)
     with pytest.raises(ValueError, match=f"fresh_stages {error}"):
-        tuning.check(run)
+        tuning.check([run])
 
 
 def with_fresh(plain: Comparison, fresh: int) -> Comparison:
