@@ -172,11 +172,6 @@ class Comparison:
             return None
         return tuning.initialisation, self.settings.seeds[0] if self.settings.pretrain_once else tuning.seed
 
-    def sources_of(self, seed: int) -> list[tuple[str, int]]:
-        """All pretrainings that fine-tunings of a seed start from."""
-        of = self.settings.seeds[0] if self.settings.pretrain_once else seed
-        return [source for source in self.pretrainings if source[1] == of]
-
     def encoder_file(self, method: str, seed: int) -> Path:
         """Where the encoder of a pretraining is exported to."""
         return self.folder / "encoders" / f"{method}-seed{seed}.pt"

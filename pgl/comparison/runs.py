@@ -25,6 +25,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -149,21 +150,28 @@ class _Ready:
         """What is to be done, in the order in which it is wanted.
 
         One after the other, a pretraining comes just before the first run that needs it. Several at once,
-        the pretrainings of a seed come first and have the machine for themselves, since all else waits for
-        the slowest of them.
+        the pretrainings of a seed come first, since they take the longest and most of its runs wait for one
+        of them; runs that do not wait fill the places that are left.
         """
-        comparison, jobs = self.comparison, dict[str, Job]()
-        together = comparison.settings.jobs > 1
-        for tuning in comparison.tunings:
-            name = Path(tuning.config.output).name
-            if name in self.results:
-                continue
-            source = comparison.source_of(tuning)
-            wanted = comparison.sources_of(tuning.seed) if together else [source] if source else []
-            wanted = [one for one in wanted if one not in self.pretrained]
-            for one in wanted:
-                jobs.setdefault(_name(one), self._pretraining_job(one))
-            jobs[name] = self._tuning_job(tuning, frozenset(map(_name, wanted)))
+        jobs = dict[str, Job]()
+
+        def with_pretraining(tuning: Tuning) -> frozenset[str]:
+            """What a fine-tuning waits for, which is among the jobs now."""
+            source = self.comparison.source_of(tuning)
+            if source is None or source in self.pretrained:
+                return frozenset()
+            jobs.setdefault(_name(source), self._pretraining_job(source))
+            return frozenset({_name(source)})
+
+        left = [t for t in self.comparison.tunings if Path(t.config.output).name not in self.results]
+        for _, of_seed in groupby(left, lambda tuning: tuning.seed):
+            tunings = list(of_seed)
+            if self.comparison.settings.jobs > 1:
+                for tuning in tunings:
+                    with_pretraining(tuning)
+            for tuning in tunings:
+                job = self._tuning_job(tuning, with_pretraining(tuning))
+                jobs[job.name] = job
         return list(jobs.values())
 
     def write(self) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from pgl.cli import main
+from pgl.comparison import runs as module
 from pgl.comparison.runs import compare
 from pgl.settings import to_plain
 from tests.patience import PATIENCE_S, wait_until
@@ -112,6 +113,29 @@ def test_several_at_once_and_without_simpleitk_give_the_results_of_one_after_the
     assert "done: 2 steps" in (tmp_path / "two/logs/pgl-fraction1-seed0.txt").read_text("utf-8")
     settings = yaml.safe_load((tmp_path / "two/finetuned/pgl-fraction1-seed0/config.yaml").read_text("utf-8"))
     assert settings["train"]["threads"] == 1 and settings["train"]["workers"] == 0
+
+
+@pytest.mark.parametrize("pretrain_once", [True, False])
+def test_several_at_once_begin_with_a_seeds_pretrainings_and_wait_for_their_own_alone(
+    data, tmp_path, pretrain_once
+):
+    kinds = {"initialisations": ("random", "byol", "pgl"), "fractions": (1.0,), "jobs": 3}
+    several = comparison(data, tmp_path, pretrain_once=pretrain_once, **kinds)
+    # Nothing is run: what is to be done, in its order, and what each waits for.
+    jobs = module._Ready(several, []).jobs()
+    waits = {job.name: sorted(job.needs) for job in jobs}
+    own = 0 if pretrain_once else 1
+    assert waits == {
+        "byol-seed0": [], "pgl-seed0": [],
+        "random-fraction1-seed0": [], "byol-fraction1-seed0": ["byol-seed0"],
+        "pgl-fraction1-seed0": ["pgl-seed0"],
+        **({} if pretrain_once else {"byol-seed1": [], "pgl-seed1": []}),
+        "random-fraction1-seed1": [], "byol-fraction1-seed1": [f"byol-seed{own}"],
+        "pgl-fraction1-seed1": [f"pgl-seed{own}"],
+    }  # fmt: skip
+    names = list(waits)
+    assert names[:2] == ["byol-seed0", "pgl-seed0"]
+    assert names.index(f"pgl-seed{own}") < names.index("random-fraction1-seed1")
 
 
 def test_a_stop_reaches_all_that_are_in_progress_and_they_save(data, tmp_path, start):
