@@ -1,10 +1,9 @@
-"""``pgl finetune``, ``pgl predict`` and ``pgl evaluate`` as a whole."""
+"""``pgl finetune`` as a whole."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import signal
 from dataclasses import replace
@@ -12,33 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 import yaml
 
 from pgl.cli import main
 from pgl.config import IntensitySettings
-from pgl.downstream import evaluate as evaluate_module
-from pgl.downstream.evaluate import evaluate
-from pgl.downstream.model_file import Segmenter, load_model, save_model
-from pgl.downstream.predict import predict
+from pgl.downstream.model_file import load_model
 from pgl.downstream.train import finetune
 from pgl.export import export_encoder, load_encoder
-from pgl.networks import describe
 from pgl.pretrain import pretrain
 from pgl.settings import to_plain
-from tests.pgl import labelled_trees as trees
-from tests.pgl.ct_files import (
-    body,
-    hanging_read_image,
-    hanging_read_pair,
-    impatient,
-    to_image,
-    write,
-    write_series,
-)
+from tests.pgl.command_line import run_cli
 from tests.pgl.labelled_data import labelled_cache, small_finetune
-from tests.pgl.test_downstream_parts import Threshold
 from tests.pgl.training_data import make_cache, small_config, small_encoder
 
 
@@ -54,9 +38,6 @@ def encoder(data: Path) -> Path:
     pretrain(small_config(make_cache(data.parent / "unlabelled"), run, steps=2))
     export_encoder(run, file)
     return file
-
-
-# --- training ---
 
 
 def test_a_network_learns_blocks_that_it_can_see_and_writes_what_is_promised(data, tmp_path):
@@ -193,11 +174,6 @@ def test_settings_written_by_a_run_start_the_same_run_from_the_command_line(data
 # --- wrong inputs ---
 
 
-def run_cli(capsys, *words) -> tuple[int, str]:
-    code = main([str(word) for word in words])
-    return code, " ".join(capsys.readouterr().err.split())
-
-
 @pytest.fixture
 def settings(tmp_path) -> Path:
     plain = to_plain(small_finetune(Path("x"), Path("x")))
@@ -255,242 +231,3 @@ def test_an_output_that_holds_something_is_left_alone(data, tmp_path):
         with pytest.raises(FileExistsError):
             finetune(small_finetune(data, tmp_path / "run", resume=resume))
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
-
-
-# --- predicting ---
-
-
-class Embedded(Threshold):
-    """A pointwise network behind the interface of the real one."""
-
-
-@pytest.fixture
-def threshold(monkeypatch) -> None:
-    """``pgl predict`` with a network that marks what is denser than 400 HU."""
-    intensity = IntensitySettings((-1024.0, 1500.0), 0.0, 500.0)
-    model = Segmenter(Embedded(400, intensity), ["bone"], intensity, (3.0, 2.0, 2.0), (8, 16, 16))
-    monkeypatch.setattr("pgl.downstream.predict.load_model", lambda run, device: model)
-
-
-def overlap(mask: np.ndarray, truth: np.ndarray) -> float:
-    return 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
-
-
-TURN = np.array([[np.cos(0.3), -np.sin(0.3), 0], [np.sin(0.3), np.cos(0.3), 0], [0, 0, 1.0]])
-GRIDS = {
-    "the network's own": {},
-    "shifted": {"origin_xyz": (123.4, -56.7, 8.9)},
-    "flipped": {"direction": np.diag([-1.0, -1.0, 1.0])},
-    "head last": {"direction": np.diag([1.0, 1.0, -1.0])},
-    "axes swapped": {"direction": np.array([[0, 0, 1.0], [1, 0, 0], [0, 1, 0]])},
-    "rotated": {"direction": TURN},
-    "finer": {"spacing_xyz": (1.3, 1.7, 2.1)},
-}
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-def test_a_mask_lies_where_the_image_is_dense_on_the_images_own_grid(threshold, tmp_path, grid):
-    """Truth: the image's own voxels; the network marks bone, a column in the back that no symmetry hides."""
-    array = body((20, 48, 52))
-    array[:7, 4:12, 30:44] = 900  # something that is different on every side
-    path = write(tmp_path / "images/case.nii.gz", array, **GRIDS[grid])
-    written, report = predict("RUN", [path.parent], tmp_path / "out")
-    assert [p.name for p in written] == ["case.nii.gz"] and report.exit_code == 0
-    image, mask = sitk.ReadImage(str(path)), sitk.ReadImage(str(written[0]))
-    assert mask.GetPixelID() == sitk.sitkUInt8 and mask.GetSize() == image.GetSize()
-    for name in ("GetSpacing", "GetOrigin", "GetDirection"):
-        assert np.allclose(getattr(mask, name)(), getattr(image, name)(), atol=1e-4)
-    found = sitk.GetArrayFromImage(mask) == 1
-    dense = array > 400
-    if grid in ("the network's own", "shifted", "flipped", "head last"):
-        assert np.array_equal(found, dense)
-    assert overlap(found, dense) > 0.9
-    for axis in range(3):
-        assert overlap(np.flip(found, axis), dense) < 0.7
-    assert json.loads((tmp_path / "out/labels.json").read_text("utf-8")) == {"background": 0, "bone": 1}
-
-
-def test_a_dicom_series_is_segmented_and_a_mask_among_the_images_is_named(threshold, tmp_path):
-    write_series(tmp_path / "in/series", body())
-    write(tmp_path / "in/mask.nii.gz", trees.organ())
-    written, report = predict("RUN", [tmp_path / "in"], tmp_path / "out")
-    assert [p.name for p in written] == ["series.nii.gz"] and report.exit_code == 1
-    assert "label map" in report.rejected[0].reason
-    # The array of the written volume is in the order of the slices' positions, as `body` is.
-    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(written[0]))) == 1, body() > 400)
-
-
-def test_images_of_one_name_get_names_of_their_own(threshold, tmp_path):
-    for folder in "ab":
-        write(tmp_path / f"in/{folder}/ct.nii.gz", body())
-    written, _ = predict("RUN", [tmp_path / "in"], tmp_path / "out")
-    assert len({p.name for p in written}) == 2
-
-
-def test_an_image_that_hangs_the_reader_is_ended(threshold, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("pgl.downstream.predict.read_image", hanging_read_image)
-    monkeypatch.setattr("pgl.downstream.predict.run_isolated", impatient)
-    path = write(tmp_path / "in/slow.nii.gz", body())
-    with pytest.raises(ValueError, match=r"no usable CT in .*: 1 rejected"):
-        predict("RUN", [path], tmp_path / "out")
-    assert "crashes the reader: took longer than 3 s and was ended" in " ".join(
-        capfd.readouterr().err.split()
-    )
-
-
-def test_predicting_needs_a_finished_run(data, tmp_path, capsys):
-    code, said = run_cli(capsys, "predict", tmp_path, tmp_path, "--output", tmp_path / "out")
-    assert code == 1 and "give the folder of a finished `pgl finetune`" in said
-    torch.save({"format": "other"}, tmp_path / "model.pt")
-    code, said = run_cli(capsys, "predict", tmp_path, tmp_path, "--output", tmp_path / "out")
-    assert code == 1 and "is no fine-tuned network" in said
-
-
-def test_a_model_file_gives_the_network_back(tmp_path):
-    from pgl.downstream.network import build_unet
-
-    description = describe(small_encoder())
-    network = build_unet(description, 3).eval()
-    intensity = IntensitySettings((-900.0, 300.0), 12.0, 345.0)
-    model = Segmenter(network, ["a", "b"], intensity, (3.0, 1.0, 1.0), (8, 16, 16))
-    save_model(tmp_path / "model.pt", model, description, 1, 7)
-    again = load_model(tmp_path / "model.pt")
-    images = torch.randn(1, 1, 8, 16, 16)
-    with torch.no_grad():
-        assert torch.equal(again.network(images), network(images))
-    assert (again.classes, again.intensity, again.spacing_mm, again.patch_size) == (
-        model.classes, intensity, (3.0, 1.0, 1.0), (8, 16, 16)
-    )  # fmt: skip
-
-
-# --- evaluating ---
-
-
-def test_scores_of_a_folder_are_those_of_the_definition(tmp_path, capsys):
-    truth = trees.organ()
-    shifted = np.roll(truth, 2, axis=2)
-    write(tmp_path / "labels/p0.nii.gz", truth)
-    write(tmp_path / "labels/p1.nii.gz", truth)
-    write(tmp_path / "predictions/p0.nii.gz", shifted)
-    write(tmp_path / "predictions/p1.nii.gz", truth)
-    (tmp_path / "predictions/labels.json").write_text('{"background": 0, "organ": 1, "lesion": 2}')
-    code = main(["evaluate", str(tmp_path / "predictions"), str(tmp_path / "labels")])
-    assert code == 0 and "organ" in capsys.readouterr().out
-    with (tmp_path / "predictions/scores.csv").open(encoding="utf-8", newline="") as file:
-        rows = {(r["subject"], r["class"]): r for r in csv.DictReader(file)}
-    for number, name in ((1, "organ"), (2, "lesion")):
-        expected = overlap(shifted == number, truth == number)
-        assert float(rows["p0", name]["dice"]) == pytest.approx(expected)
-        assert float(rows["p1", name]["dice"]) == 1 and float(rows["p1", name]["hd95_mm"]) == 0
-    # Two voxels of 2 mm along a row: no surface voxel is farther away.
-    assert float(rows["p0", "organ"]["hd95_mm"]) == pytest.approx(4.0)
-
-
-def test_a_prediction_on_another_grid_is_compared_at_the_same_physical_place(tmp_path):
-    write(tmp_path / "l/p.nii.gz", trees.organ())
-    (tmp_path / "p").mkdir()
-    sitk.WriteImage(sitk.Flip(to_image(trees.organ()), (True, True, False)), str(tmp_path / "p/p.nii.gz"))
-    scores, problems = evaluate(tmp_path / "p", tmp_path / "l")
-    assert problems == [] and [s.dice for s in scores] == [1.0, 1.0]
-
-
-def test_a_pair_that_hangs_the_reader_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr("pgl.downstream.evaluate.read_pair", hanging_read_pair)
-    monkeypatch.setattr("pgl.downstream.evaluate.run_isolated", impatient)
-    for folder in "pl":
-        write(tmp_path / f"{folder}/slow.nii.gz", trees.organ())
-    with pytest.raises(ValueError, match=r"slow.*crashes the reader: took longer than 3 s and was ended"):
-        evaluate(tmp_path / "p", tmp_path / "l")
-
-
-def test_merged_classes_are_scored_as_one(tmp_path):
-    write(tmp_path / "l/p.nii.gz", trees.organ())
-    write(tmp_path / "p/p.nii.gz", (trees.organ() > 0).astype(np.uint8))
-    scores, _ = evaluate(tmp_path / "p", tmp_path / "l", merge={"all": [1, 2]})
-    assert [(s.name, s.dice) for s in scores] == [("all", 1.0)]
-
-
-def test_classes_that_both_folders_name_otherwise_are_refused(tmp_path):
-    for folder in "pl":
-        write(tmp_path / folder / "maps/p.nii.gz", trees.organ())
-    (tmp_path / "l/labels.json").write_text('{"organ": 1, "lesion": 2}')
-    scores, _ = evaluate(tmp_path / "p/maps", tmp_path / "l/maps")
-    assert [score.name for score in scores] == ["organ", "lesion"]
-    (tmp_path / "p/labels.json").write_text('{"lesion": 1, "organ": 2}')
-    with pytest.raises(ValueError, match=r"class 1 is 'lesion' in .*p/labels.json and 'organ' in .*--merge"):
-        evaluate(tmp_path / "p/maps", tmp_path / "l/maps")
-    scores, _ = evaluate(tmp_path / "p/maps", tmp_path / "l/maps", classes=tmp_path / "l/labels.json")
-    assert [score.dice for score in scores] == [1.0, 1.0]
-    (tmp_path / "p/labels.json").write_text('{"Organ": 1, "Lesion": 2}')
-    assert [score.name for score in evaluate(tmp_path / "p/maps", tmp_path / "l/maps")[0]] == [
-        "Organ",
-        "Lesion",
-    ]
-    (tmp_path / "l/labels.json").write_text('[{"id": 7}]')
-    with pytest.raises(ValueError, match=r"l/labels.json: expected class names .* give --classes FILE"):
-        evaluate(tmp_path / "p/maps", tmp_path / "l/maps")
-
-
-def test_a_damaged_file_is_read_once_and_does_not_hide_the_others(tmp_path, monkeypatch):
-    for name in ("good", "bad"):
-        for folder in "pl":
-            write(tmp_path / f"{folder}/{name}.nii.gz", trees.organ())
-    damaged = tmp_path / "l/bad.nii.gz"
-    damaged.write_bytes(damaged.read_bytes()[:90])
-    read: list[str] = []
-    isolated = evaluate_module.run_isolated
-
-    def noting(work, jobs, *more):
-        read.extend(str(job) for job in jobs)
-        return isolated(work, jobs, *more)
-
-    monkeypatch.setattr(evaluate_module, "run_isolated", noting)
-    scores, problems = evaluate(tmp_path / "p", tmp_path / "l")
-    assert {score.subject for score in scores} == {"good"}
-    assert [Path(path).name for path, _ in problems] == ["bad.nii.gz"] and "with " in problems[0][1]
-    assert sum("l/bad.nii.gz" in job for job in read) == 1
-
-
-def test_labels_of_background_alone_need_classes(tmp_path):
-    for folder in "pl":
-        write(tmp_path / f"{folder}/a.nii.gz", np.zeros_like(trees.organ()))
-    with pytest.raises(ValueError, match=r"background alone, and nothing declares classes: give --classes"):
-        evaluate(tmp_path / "p", tmp_path / "l")
-
-
-def test_why_pairs_cannot_be_compared_comes_before_what_has_no_partner(tmp_path):
-    for name in ("a", "b", "c", "z"):
-        write(tmp_path / f"l/{name}.nii.gz", trees.organ())
-    write(tmp_path / "p/z.nii.gz", (7 * (trees.organ() > 0)).astype(np.uint8))
-    (tmp_path / "p/labels.json").write_text('{"organ": 1, "lesion": 2}')
-    with pytest.raises(ValueError) as refused:
-        evaluate(tmp_path / "p", tmp_path / "l")
-    told = str(refused.value)
-    assert told.index("the prediction has undeclared classes 7") < told.index("label without prediction")
-    assert "declared are 1 (organ), 2 (lesion): by " in told and "give --merge" in told
-    assert told.endswith("; and 1 more")
-
-
-def test_what_cannot_be_compared_is_named(tmp_path, capsys):
-    for name in ("good", "unpredicted", "elsewhere", "seven"):
-        write(tmp_path / f"l/{name}.nii.gz", trees.organ())
-    write(tmp_path / "p/good.nii.gz", trees.organ())
-    write(tmp_path / "p/unknown.nii.gz", trees.organ())
-    write(tmp_path / "p/elsewhere.nii.gz", trees.organ(), origin_xyz=(0.0, 0.0, 0.0))
-    write(tmp_path / "p/seven.nii.gz", (7 * (trees.organ() > 0)).astype(np.uint8))
-    code, said = run_cli(capsys, "evaluate", tmp_path / "p", tmp_path / "l")
-    assert code == 1
-    assert "unpredicted.nii.gz: label without prediction" in said
-    assert "unknown.nii.gz: prediction without label" in said
-    assert "elsewhere.nii.gz: prediction and label: not aligned" in said
-    assert "seven.nii.gz: the prediction has undeclared classes 7" in said
-    assert "declared are 1 (class_1), 2 (class_2): the numbers in the labels" in said
-    assert main(["evaluate", str(tmp_path / "p"), str(tmp_path / "none")]) == 1
-
-
-@pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf])
-def test_a_time_limit_that_is_none_is_refused(tmp_path, seconds):
-    with pytest.raises(ValueError, match="timeout_s must be 0"):
-        evaluate(tmp_path, tmp_path, timeout_s=seconds)
-    with pytest.raises(ValueError, match="timeout_s must be 0"):
-        predict(tmp_path, [tmp_path], tmp_path / "masks", timeout_s=seconds)
