@@ -134,12 +134,6 @@ struct HeldTaps {
   }
 };
 
-template <int n, typename A>
-__device__ inline void add_scaled(A weight, const A* values, A* sum) {
-#pragma unroll
-  for (int c = 0; c < n; ++c) sum[c] += weight * values[c];
-}
-
 // The sums over planes of one source volume, for one thread: Σ over the taps along H and W of
 // weight_h · weight_w · plane[h, w], for a group of channels. The taps are held in registers.
 template <typename Group, typename T, typename A>
@@ -186,7 +180,7 @@ struct HeldPlaneSums {
   }
 };
 
-// The same with any number of taps and any strides.
+// The same with any number of taps and any strides: each piece of the list along W for all rows.
 template <typename Group, typename T, typename A>
 struct ListedPlaneSums {
   TapList<A> along_h, along_w;
@@ -196,18 +190,28 @@ struct ListedPlaneSums {
 
   __device__ void operator()(int32_t source, A* sum) const {
     constexpr int n = Group::size;
-    const T* plane = from + source * stride[2];
+    constexpr int64_t bytes = sizeof(T);
+    const char* plane = reinterpret_cast<const char*>(from + source * stride[2]);
 #pragma unroll
     for (int c = 0; c < n; ++c) sum[c] = 0;
 #pragma unroll 1
-    for (int32_t i = 0; i < along_h.count; ++i) {
-      const Tap<A> tap_h = along_h.taps[i];
-#pragma unroll(sizeof(A) == 4 ? 4 : 1)
-      for (int32_t j = 0; j < along_w.count; ++j) {
-        const Tap<A> tap_w = along_w.taps[j];
-        A values[n] = {};
-        Group::load(plane + tap_h.source * stride[3] + tap_w.source * stride[4], stride[1], channels, values);
-        add_scaled<n>(tap_h.weight * tap_w.weight, values, sum);
+    for (int32_t first = 0; first < along_w.count; first += kLoadsAtOnce) {
+      const int32_t live = along_w.count - first;
+      int64_t offset[kLoadsAtOnce];
+      A weight[kLoadsAtOnce];
+#pragma unroll
+      for (int j = 0; j < kLoadsAtOnce; ++j) {
+        const Tap<A> tap = j == 0 || j < live ? along_w.taps[first + j] : Tap<A>{0, 0};
+        offset[j] = kept(tap.source * stride[4] * bytes);
+        weight[j] = tap.weight;
+      }
+#pragma unroll 1
+      for (int32_t i = 0; i < along_h.count; ++i) {
+        const Tap<A> tap = along_h.taps[i];
+        const int64_t row = kept(tap.source * stride[3] * bytes);
+        add_together<Group>(
+            live, [&](int j) { return reinterpret_cast<const T*>(plane + (row + offset[j])); },
+            [&](int j) { return tap.weight * weight[j]; }, stride[1], channels, sum);
       }
     }
   }

@@ -1,7 +1,7 @@
 // Backward 3D RoIAlign on CUDA for many RoIs a sample: a block makes a piece of the input row (sample, d, h)
 // for some channels. What a RoI needs is prepared once for the whole piece, which may be touched by dozens.
 //
-// It lists the RoIs that touch the piece and takes them in their order, some at a time:
+// It lists the RoIs that read the piece and takes them in their order, some at a time:
 //   prepare    a warp for each RoI copies its taps to shared memory
 //   combine    the gradient rows that the taps along D and H read, to one row a RoI in shared memory
 //   contract   those rows with the taps along W, to sums that the threads keep in registers
@@ -109,21 +109,14 @@ __global__ void __launch_bounds__(kBlockThreads, kBackwardBlocks<T, n, packed>)
           for (int32_t j = warp; j < now; j += warps) {
             const int64_t k = first + list[taken + j];
             const TapPairs<A> all_pairs(params.taps, k, d, h);
-            if (lane < all_pairs.count) pairs[j][lane] = all_pairs.pair(lane, from_stride);
+            if (lane < all_pairs.count) pairs[j][lane] = all_pairs.pair(lane, from_stride, sizeof(T));
             const int32_t low = max(first_voxel, axis_w.interval[2 * k]);
             const int32_t high = min(first_voxel + voxels, axis_w.interval[2 * k + 1]);
             const int32_t* offset_w = axis_w.offset + k * (params.width + 1ll);
             const int32_t first_tap = offset_w[low], taps = offset_w[high] - first_tap;
             const bool copied = groups > 1 && taps <= tap_share && high - low < offset_share;
             if (lane == 0) {
-              // Between the bins that touch a row there may be none: then the row's voxels read nothing.
-              rois[j] = {k,
-                         all_pairs.count,
-                         axis_w.reach[2 * k],
-                         axis_w.reach[2 * k + 1],
-                         low,
-                         all_pairs.count > 0 ? high : low,
-                         copied};
+              rois[j] = {k, all_pairs.count, axis_w.reach[2 * k], axis_w.reach[2 * k + 1], low, high, copied};
             }
             if (!copied) continue;
             for (int32_t v = lane; v <= high - low; v += kWarpThreads) {
@@ -141,7 +134,8 @@ __global__ void __launch_bounds__(kBlockThreads, kBackwardBlocks<T, n, packed>)
             if (start > 0) {
               for (int32_t j = warp; j < now; j += warps) {
                 if (start + lane >= rois[j].pairs) continue;
-                pairs[j][lane] = TapPairs<A>(params.taps, rois[j].k, d, h).pair(start + lane, from_stride);
+                pairs[j][lane] =
+                    TapPairs<A>(params.taps, rois[j].k, d, h).pair(start + lane, from_stride, sizeof(T));
               }
               __syncthreads();
             }

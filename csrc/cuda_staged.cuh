@@ -25,7 +25,7 @@ constexpr int32_t kStageRoom = kStageBytes / (n * sizeof(A));
 // One tap along D and one along H: where the source row lies, and the product of their weights.
 template <typename A>
 struct alignas(16) TapPair {
-  int64_t offset;  // in elements
+  int64_t offset;  // in bytes
   A weight;
 };
 
@@ -42,10 +42,11 @@ struct TapPairs {
         along_h(taps.axes[1].row(roi, h)),
         count(int64_t{along_d.count} * along_h.count) {}
 
-  __device__ TapPair<A> pair(int64_t i, const int64_t* stride) const {
+  // `stride` in elements of so many bytes.
+  __device__ TapPair<A> pair(int64_t i, const int64_t* stride, int64_t bytes) const {
     const int64_t d = i / along_h.count;
     const Tap<A> one = along_d.taps[d], other = along_h.taps[i - d * along_h.count];
-    return {one.source * stride[2] + other.source * stride[3], one.weight * other.weight};
+    return {(one.source * stride[2] + other.source * stride[3]) * bytes, one.weight * other.weight};
   }
 };
 
@@ -53,13 +54,14 @@ struct TapPairs {
 template <typename Group, typename T, typename A>
 __device__ inline void combine_rows(const TapPair<A>* pairs, int count, const T* at, int64_t channel_stride,
                                     int channels, A* sum) {
-  A loaded[Group::size] = {};
-#pragma unroll 4
-  for (int i = 0; i < count; ++i) {
-    const TapPair<A> pair = pairs[i];
-    Group::load(at + pair.offset, channel_stride, channels, loaded);
-#pragma unroll
-    for (int c = 0; c < Group::size; ++c) sum[c] += pair.weight * loaded[c];
+#pragma unroll 1
+  for (int i = 0; i < count; i += kLoadsAtOnce) {
+    add_together<Group>(
+        count - i,
+        [&](int j) {
+          return reinterpret_cast<const T*>(reinterpret_cast<const char*>(at) + pairs[i + j].offset);
+        },
+        [&](int j) { return pairs[i + j].weight; }, channel_stride, channels, sum);
   }
 }
 

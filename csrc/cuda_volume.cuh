@@ -82,6 +82,41 @@ struct ChannelGroup {
   }
 };
 
+template <int n, typename A>
+__device__ inline void add_scaled(A weight, const A* values, A* sum) {
+#pragma unroll
+  for (int c = 0; c < n; ++c) sum[c] += weight * values[c];
+}
+
+// Keeps the compiler from computing a value anew wherever it is used, which it does to save registers.
+__device__ inline int64_t kept(int64_t value) {
+#ifdef __CUDA_ARCH__
+  asm("" : "+l"(value));
+#endif
+  return value;
+}
+
+constexpr int kLoadsAtOnce = 4;
+
+// sum[c] += Σ weight(i) · voxel at(i) over i < min(live, kLoadsAtOnce), at least one, for a group of
+// channels. All loads are on their way before the first is waited for, which unrolled loops do not give.
+template <typename Group, typename A, typename At, typename Weight>
+__device__ inline void add_together(int32_t live, At at, Weight weight, int64_t channel_stride, int channels,
+                                    A* sum) {
+  typename Group::Raw raw[kLoadsAtOnce];
+#pragma unroll
+  for (int i = 0; i < kLoadsAtOnce; ++i) {
+    if (i == 0 || i < live) Group::fetch(at(i), channel_stride, channels, &raw[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < kLoadsAtOnce; ++i) {
+    if (i > 0 && i >= live) continue;
+    A values[Group::size] = {};
+    Group::widen_all(raw[i], channels, values);
+    add_scaled<Group::size>(weight(i), values, sum);
+  }
+}
+
 // Whether all channel groups of `n` elements of `size` bytes can be moved as aligned vectors.
 inline bool can_pack(const Tensor& tensor, int n, size_t size) {
   if (tensor.stride(1) != 1 || tensor.size(1) % n != 0) return false;
