@@ -2,7 +2,7 @@
 // for some channels. What a RoI needs is prepared once for the whole piece, which may be touched by dozens.
 //
 // It lists the RoIs that read the piece and takes them in their order, some at a time:
-//   prepare    a warp for each RoI copies its taps to shared memory
+//   prepare    half a warp for each RoI copies its taps to shared memory
 //   combine    the gradient rows that the taps along D and H read, to one row a RoI in shared memory
 //   contract   those rows with the taps along W, to sums that the threads keep in registers
 // Every sum is formed by one thread in a fixed order: no atomics.
@@ -13,9 +13,10 @@
 
 namespace pgl_ops {
 
-constexpr int64_t kFewRois = 1;                           // a sample; with more this kernel is taken
-constexpr int kBatchRois = kBlockThreads / kWarpThreads;  // that are taken at a time, at most
-constexpr int32_t kTileWidth = 128;                       // voxels of a row that a block takes, at most
+constexpr int64_t kFewRois = 1;                          // a sample; with more this kernel is taken
+constexpr int kRoiThreads = 16;                          // that prepare one RoI
+constexpr int kBatchRois = kBlockThreads / kRoiThreads;  // that are taken at a time, at most
+constexpr int32_t kTileWidth = 128;                      // voxels of a row that a block takes, at most
 
 // Groups of channels times voxels that a thread keeps sums of.
 template <int n>
@@ -68,11 +69,11 @@ __global__ void __launch_bounds__(kBlockThreads, kBackwardBlocks<T, n, packed>)
   __shared__ int32_t list[kBlockThreads];
   __shared__ BatchRoi rois[kBatchRois];
   __shared__ Staged<A, n> stage[kStageRoom<A, n>];
-  __shared__ TapPair<A> pairs[kBatchRois][kWarpThreads];
+  __shared__ TapPair<A> pairs[kBatchRois][kRoiThreads];
   __shared__ Tap<A> row_taps[kStagedTaps];
-  __shared__ uint16_t row_offsets[kStagedBins + 1];
+  __shared__ uint16_t row_offsets[kStagedOffsets];
   const int thread = threadIdx.x, threads = blockDim.x;
-  const int lane = thread % kWarpThreads, warp = thread / kWarpThreads, warps = threads / kWarpThreads;
+  const int lane = thread % kRoiThreads, team = thread / kRoiThreads, teams = threads / kRoiThreads;
   const int32_t pieces = params.share.blocks * params.tiles;
   const int32_t h = static_cast<int32_t>(blockIdx.x) / pieces;
   const int32_t piece = static_cast<int32_t>(blockIdx.x) - h * pieces;
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(kBlockThreads, kBackwardBlocks<T, n, packed>)
   const int32_t first_group = block * params.share.groups_a_block;
   const int32_t groups = min(params.share.groups_a_block, params.share.groups - first_group);
   const int32_t bins = params.bins, staged_a_roi = groups * bins;
-  const int32_t tap_share = kStagedTaps / params.batch, offset_share = (kStagedBins + 1) / params.batch;
+  const int32_t tap_share = kStagedTaps / params.batch, offset_share = kStagedOffsets / params.batch;
   const DeviceAxisTaps<A>& axis_w = params.taps.axes[2];
   const int64_t *from_stride = params.grad_output.stride, *to_stride = params.grad_input.stride;
   // The items of a row, all groups at each of `places` places.
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(kBlockThreads, kBackwardBlocks<T, n, packed>)
                                         {{d, h, first_voxel}, {d + 1, h + 1, first_voxel + voxels}}, list);
         for (int32_t taken = 0; taken < found; taken += params.batch) {
           const int32_t now = min(params.batch, found - taken);
-          for (int32_t j = warp; j < now; j += warps) {
+          for (int32_t j = team; j < now; j += teams) {
             const int64_t k = first + list[taken + j];
             const TapPairs<A> all_pairs(params.taps, k, d, h);
             if (lane < all_pairs.count) pairs[j][lane] = all_pairs.pair(lane, from_stride, sizeof(T));
@@ -119,20 +120,20 @@ __global__ void __launch_bounds__(kBlockThreads, kBackwardBlocks<T, n, packed>)
               rois[j] = {k, all_pairs.count, axis_w.reach[2 * k], axis_w.reach[2 * k + 1], low, high, copied};
             }
             if (!copied) continue;
-            for (int32_t v = lane; v <= high - low; v += kWarpThreads) {
+            for (int32_t v = lane; v <= high - low; v += kRoiThreads) {
               row_offsets[j * offset_share + v] = static_cast<uint16_t>(offset_w[low + v] - first_tap);
             }
             const int64_t at = k * axis_w.capacity + first_tap;
-            for (int32_t i = lane; i < taps; i += kWarpThreads) {
+            for (int32_t i = lane; i < taps; i += kRoiThreads) {
               row_taps[j * tap_share + i] = axis_w.taps[at + i];
             }
           }
           __syncthreads();
           int64_t most_pairs = 0;
           for (int32_t j = 0; j < now; ++j) most_pairs = max(most_pairs, rois[j].pairs);
-          for (int64_t start = 0; start < most_pairs; start += kWarpThreads) {
+          for (int64_t start = 0; start < most_pairs; start += kRoiThreads) {
             if (start > 0) {
-              for (int32_t j = warp; j < now; j += warps) {
+              for (int32_t j = team; j < now; j += teams) {
                 if (start + lane >= rois[j].pairs) continue;
                 pairs[j][lane] =
                     TapPairs<A>(params.taps, rois[j].k, d, h).pair(start + lane, from_stride, sizeof(T));
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(kBlockThreads, kBackwardBlocks<T, n, packed>)
               const int32_t channel = (first_group + group) * n;
               Staged<A, n> row = {};
               if (start > 0) row = stage[item];
-              combine_rows<Group>(pairs[j], static_cast<int>(min(int64_t{kWarpThreads}, roi.pairs - start)),
+              combine_rows<Group>(pairs[j], static_cast<int>(min(int64_t{kRoiThreads}, roi.pairs - start)),
                                   params.grad_output.data + roi.k * from_stride[0] +
                                       channel * from_stride[1] + bin * from_stride[4],
                                   from_stride[1], min(n, params.channels - channel), row.values);

@@ -9,8 +9,8 @@ namespace pgl_ops {
 
 // A block's staged rows take this much of shared memory.
 constexpr int kStageBytes = 16 << 10;
-constexpr int kStagedTaps = 512;   // taps along W that a block copies, at most
-constexpr int kStagedBins = 1023;  // destinations along W whose taps a block copies, at most
+constexpr int kStagedTaps = 512;      // taps along W that a block copies, at most
+constexpr int kStagedOffsets = 2064;  // and offsets of a row's voxels into them: 129 for each of 16 RoIs
 
 // The accumulators of one group of channels at one place of a staged row.
 template <typename A, int n>
