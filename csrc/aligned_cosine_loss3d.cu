@@ -39,8 +39,8 @@ void with_aligned(const LaunchContext& context, const Tensor& prediction, const 
   if constexpr (sizeof(T) <= 4) {
     constexpr int n = kVectorBytes / sizeof(T);
     // Vectors are moved whole, so there must be one.
-    if (shape.channels > 0 && can_pack(features, n, sizeof(T)) && can_move(predicted, n, shape, true) &&
-        can_move(gradient, n, shape, true)) {
+    if (shape.channels > 0 && can_pack(features, n, sizeof(T)) && has_small_planes(features, sizeof(T)) &&
+        can_move(predicted, n, shape, true) && can_move(gradient, n, shape, true)) {
       return with_groups(std::integral_constant<int, n>{}, std::true_type{});
     }
   }

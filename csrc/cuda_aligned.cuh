@@ -61,7 +61,7 @@ __device__ inline void for_each_aligned(const AlignedParams<T>& params, const Bl
       each(d, channel, count, x, z);
     };
     if (sample >= 0) {
-      march_from<Group>(
+      march_from<Group, kLoadsAtOnce>(
           params.features.data + sample * stride[0] + channel * stride[1], stride, count, params.small_planes,
           place.first_d, end_d, taps.downward(k), [&](int32_t d) { return taps.list(k, 0, d); },
           taps.list(k, 1, place.h), taps.list(k, 2, place.w), emit, fetch);

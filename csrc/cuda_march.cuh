@@ -17,6 +17,10 @@ namespace pgl_ops {
 
 constexpr int kHeldTaps = 3;  // taps along H and along W that a thread keeps in registers
 
+// Loads that are on their way at once where taps are read from lists. Where more are, registers are spilled,
+// also where taps are few and held; forward has some left.
+constexpr int kLoadsAtOnce = 2, kForwardLoadsAtOnce = 4;
+
 // The least blocks that a multiprocessor must hold at once, which bounds a thread's registers.
 constexpr int kMarchBlocks = 2;
 
@@ -180,9 +184,12 @@ struct HeldPlaneSums {
   }
 };
 
-// The same with any number of taps and any strides: each piece of the list along W for all rows.
-template <typename Group, typename T, typename A>
+// The same with any number of taps: pieces of the list along W, each for all rows. `most`: loads at once.
+template <typename Group, int most, typename T, typename A>
 struct ListedPlaneSums {
+  // In bytes. Channels are vectors only where planes are small.
+  using Offset = std::conditional_t<Group::lies_together, uint32_t, int64_t>;
+
   TapList<A> along_h, along_w;
   const T* from;
   const int64_t* stride;
@@ -195,21 +202,21 @@ struct ListedPlaneSums {
 #pragma unroll
     for (int c = 0; c < n; ++c) sum[c] = 0;
 #pragma unroll 1
-    for (int32_t first = 0; first < along_w.count; first += kLoadsAtOnce) {
+    for (int32_t first = 0; first < along_w.count; first += most) {
       const int32_t live = along_w.count - first;
-      int64_t offset[kLoadsAtOnce];
-      A weight[kLoadsAtOnce];
+      Offset offset[most];
+      A weight[most];
 #pragma unroll
-      for (int j = 0; j < kLoadsAtOnce; ++j) {
+      for (int j = 0; j < most; ++j) {
         const Tap<A> tap = j == 0 || j < live ? along_w.taps[first + j] : Tap<A>{0, 0};
-        offset[j] = kept(tap.source * stride[4] * bytes);
+        offset[j] = kept(static_cast<Offset>(tap.source * stride[4] * bytes));
         weight[j] = tap.weight;
       }
 #pragma unroll 1
       for (int32_t i = 0; i < along_h.count; ++i) {
         const Tap<A> tap = along_h.taps[i];
-        const int64_t row = kept(tap.source * stride[3] * bytes);
-        add_together<Group>(
+        const Offset row = kept(static_cast<Offset>(tap.source * stride[3] * bytes));
+        add_together<most, Group>(
             live, [&](int j) { return reinterpret_cast<const T*>(plane + (row + offset[j])); },
             [&](int j) { return tap.weight * weight[j]; }, stride[1], channels, sum);
       }
@@ -257,21 +264,21 @@ __device__ inline void march(int32_t begin, int32_t end, bool downward, Taps tap
   }
 }
 
-// Marches with the plane sums that suit this thread's taps. `small_planes`: offsets in a plane fit into 32
-// bits.
-template <typename Group, typename T, typename A, typename Taps, typename Emit,
+// Marches with the plane sums that suit this thread's taps. `most`: loads at once of long lists.
+// `small_planes`: offsets in a plane fit into 32 bits, as they do where channels lie together.
+template <typename Group, int most, typename T, typename A, typename Taps, typename Emit,
           typename Before = NothingBefore>
 __device__ inline void march_from(const T* from, const int64_t* stride, int channels, bool small_planes,
                                   int32_t begin, int32_t end, bool downward, Taps along_d,
                                   const TapList<A>& along_h, const TapList<A>& along_w, Emit emit,
                                   Before before = {}) {
   constexpr int n = Group::size;
-  if (small_planes && along_h.count <= kHeldTaps && along_w.count <= kHeldTaps) {
+  if ((Group::lies_together || small_planes) && along_h.count <= kHeldTaps && along_w.count <= kHeldTaps) {
     march<n, A>(begin, end, downward, along_d,
                 HeldPlaneSums<Group, T, A>(along_h, along_w, from, stride, channels), emit, before);
   } else {
     march<n, A>(begin, end, downward, along_d,
-                ListedPlaneSums<Group, T, A>{along_h, along_w, from, stride, channels}, emit, before);
+                ListedPlaneSums<Group, most, T, A>{along_h, along_w, from, stride, channels}, emit, before);
   }
 }
 

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kBlockThreads, kMarchBlocks)
     if (one_batch && found == 1) {
       if (place.live) {
         const int64_t k = list[0];
-        march_from<Group>(
+        march_from<Group, kLoadsAtOnce>(
             from_roi(k), from_stride, channels, params.small_planes, place.first_d, end_d,
             !RoiAxis(params.geometry, k, 0).ascending(),
             [&](int32_t d) { return params.transposed.axes[0].row(k, d); },
@@ -70,9 +70,9 @@ __global__ void __launch_bounds__(kBlockThreads, kMarchBlocks)
           for (int32_t i = 0; place.live && i < here; ++i) {
             const int64_t k = first + list[i];
             const TapList<A> along_d = params.transposed.axes[0].row(k, d);
-            const ListedPlaneSums<Group, T, A> plane_sums{params.transposed.axes[1].row(k, place.h),
-                                                          params.transposed.axes[2].row(k, place.w),
-                                                          from_roi(k), from_stride, channels};
+            const ListedPlaneSums<Group, kLoadsAtOnce, T, A> plane_sums{
+                params.transposed.axes[1].row(k, place.h), params.transposed.axes[2].row(k, place.w),
+                from_roi(k), from_stride, channels};
             for (int32_t j = 0; j < along_d.count; ++j) {
               A values[n];
               plane_sums(along_d.taps[j].source, values);

@@ -48,20 +48,14 @@ struct BatchRoi {
 
 }  // namespace
 
-// The least blocks that a multiprocessor must hold at once, which bounds a thread's registers; 0 leaves the
-// compiler its choice, which spills vectors of channels on the older architecture.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int kVectorBlocks = 1;
-#else
-constexpr int kVectorBlocks = 0;
-#endif
-template <typename T, int n, bool packed>
-constexpr int kBackwardBlocks = n > 1 ? (packed ? kVectorBlocks : 0) : (sizeof(T) <= 4 ? 3 : 2);
+// The least blocks that a multiprocessor must hold at once, which bounds a thread's registers.
+template <typename T, int n>
+constexpr int kBackwardBlocks = (sizeof(T) <= 4 ? 3 : 2) - (n > 1 ? 1 : 0);
 
 // Grid (height · pieces a row, depth, samples). `batch` times the block's groups times the bins must be at
 // most kStageRoom<A, n>, and groups times `tile_width` at most kSumsAThread<n> times the threads.
 template <typename T, int n, bool packed>
-__global__ void __launch_bounds__(kBlockThreads, kBackwardBlocks<T, n, packed>)
+__global__ void __launch_bounds__(kBlockThreads, kBackwardBlocks<T, n>)
     backward_many_kernel(const BackwardManyParams<T> params) {
   using A = Accumulate<T>;
   using Group = ChannelGroup<T, n, packed>;

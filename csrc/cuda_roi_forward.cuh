@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kBlockThreads, kMarchBlocks) forward_kernel(co
         Result::store(to + d * to_stride[2], to_stride[1], channels, values);
       };
       if (sample >= 0) {
-        march_from<Group>(
+        march_from<Group, kForwardLoadsAtOnce>(
             params.input.data + sample * from_stride[0] + channel * from_stride[1], from_stride, channels,
             params.small_planes, place.first_d, end_d, taps.downward(k),
             [&](int32_t d) { return taps.list(k, 0, d); }, taps.list(k, 1, place.h), taps.list(k, 2, place.w),

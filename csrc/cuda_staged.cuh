@@ -9,6 +9,7 @@ namespace pgl_ops {
 
 // A block's staged rows take this much of shared memory.
 constexpr int kStageBytes = 16 << 10;
+constexpr int kRowsAtOnce = 4;        // whose loads are on their way together
 constexpr int kStagedTaps = 512;      // taps along W that a block copies, at most
 constexpr int kStagedOffsets = 2064;  // and offsets of a row's voxels into them: 129 for each of 16 RoIs
 
@@ -55,8 +56,8 @@ template <typename Group, typename T, typename A>
 __device__ inline void combine_rows(const TapPair<A>* pairs, int count, const T* at, int64_t channel_stride,
                                     int channels, A* sum) {
 #pragma unroll 1
-  for (int i = 0; i < count; i += kLoadsAtOnce) {
-    add_together<Group>(
+  for (int i = 0; i < count; i += kRowsAtOnce) {
+    add_together<kRowsAtOnce, Group>(
         count - i,
         [&](int j) {
           return reinterpret_cast<const T*>(reinterpret_cast<const char*>(at) + pairs[i + j].offset);

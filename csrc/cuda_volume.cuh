@@ -26,6 +26,7 @@ constexpr int kVectorBytes = 16;
 template <typename T, int n, bool packed>
 struct ChannelGroup {
   static constexpr int size = n;
+  static constexpr bool lies_together = packed;
   // As they lie in memory.
   struct alignas(packed ? n * sizeof(T) : sizeof(T)) Raw {
     T values[n];
@@ -89,27 +90,30 @@ __device__ inline void add_scaled(A weight, const A* values, A* sum) {
 }
 
 // Keeps the compiler from computing a value anew wherever it is used, which it does to save registers.
-__device__ inline int64_t kept(int64_t value) {
+template <typename V>
+__device__ inline V kept(V value) {
 #ifdef __CUDA_ARCH__
-  asm("" : "+l"(value));
+  if constexpr (sizeof(V) == 8) {
+    asm("" : "+l"(value));
+  } else {
+    asm("" : "+r"(value));
+  }
 #endif
   return value;
 }
 
-constexpr int kLoadsAtOnce = 4;
-
-// sum[c] += Σ weight(i) · voxel at(i) over i < min(live, kLoadsAtOnce), at least one, for a group of
-// channels. All loads are on their way before the first is waited for, which unrolled loops do not give.
-template <typename Group, typename A, typename At, typename Weight>
+// sum[c] += Σ weight(i) · voxel at(i) over i < min(live, most), at least one, for a group of channels. All
+// loads are on their way before the first is waited for, which unrolled loops do not give.
+template <int most, typename Group, typename A, typename At, typename Weight>
 __device__ inline void add_together(int32_t live, At at, Weight weight, int64_t channel_stride, int channels,
                                     A* sum) {
-  typename Group::Raw raw[kLoadsAtOnce];
+  typename Group::Raw raw[most];
 #pragma unroll
-  for (int i = 0; i < kLoadsAtOnce; ++i) {
+  for (int i = 0; i < most; ++i) {
     if (i == 0 || i < live) Group::fetch(at(i), channel_stride, channels, &raw[i]);
   }
 #pragma unroll
-  for (int i = 0; i < kLoadsAtOnce; ++i) {
+  for (int i = 0; i < most; ++i) {
     if (i > 0 && i >= live) continue;
     A values[Group::size] = {};
     Group::widen_all(raw[i], channels, values);

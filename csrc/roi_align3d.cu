@@ -23,14 +23,14 @@ MarchTile march_tile(const Tensor& result, int n, bool packed) {
   return MarchTile(ceil_divide(result.size(1), n), size, packed, result.size(0));
 }
 
-// Calls run(n, packed) as compile-time constants: n channels as 16-byte vectors where both tensors allow,
-// else of separate planes. Integer and float64 volumes have no vectors: each kernel costs build time and
-// room.
+// Calls run(n, packed) as compile-time constants: n channels as 16-byte vectors where both tensors allow, and
+// planes of the source are small; else of separate planes. Integer and float64 volumes have no vectors: each
+// kernel costs build time and room.
 template <typename T, typename Run>
 void with_channel_groups(const Tensor& from, const Tensor& to, Run run) {
   if constexpr (std::is_same_v<T, Sampled<T>> && sizeof(T) <= 4) {
     constexpr int n = kVectorBytes / sizeof(T);
-    if (can_pack(from, n, sizeof(T)) && can_pack(to, n, sizeof(T))) {
+    if (can_pack(from, n, sizeof(T)) && can_pack(to, n, sizeof(T)) && has_small_planes(from, sizeof(T))) {
       return run(std::integral_constant<int, n>{}, std::true_type{});
     }
   }
