@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         write_json(stem, {"header": head, "rows": rows})
         print(summary(row), file=sys.stderr, flush=True)
         missed += missed_goals(row) if gpu else missed_bars(row)
-    overhead = host_overhead()
+    overhead = host_overhead(device)
     missed += [
         f"host overhead {name}: {overhead[name]:.0f} µs, bar {bar} µs"
         for name, bar in OVERHEAD_BARS.items()
@@ -192,14 +192,18 @@ def check_equal(case: Case, peer: str, ours: torch.Tensor, theirs: torch.Tensor)
     """A peer that computes something else is no peer."""
     scale = ours.abs().max().item()
     difference = (ours.float() - theirs.float()).abs().max().item()
-    if difference > case.tolerance * max(scale, 1e-12) * (1 if peer != "grid_sample" else 10):
+    # A NaN is no agreement.
+    if not difference <= case.tolerance * max(scale, 1e-12) * (1 if peer != "grid_sample" else 10):
         raise RuntimeError(f"{case.workload} {case.direction}: {peer} differs by {difference:g} of {scale:g}")
 
 
-def host_overhead() -> dict[str, float]:
-    """Microseconds of a call on a single voxel, the best of many turns: what it costs besides its work."""
-    volume = torch.zeros(1, 1, 1, 1, 1)
-    boxes = torch.tensor([[0.0, 0, 0, 0, 1, 1, 1]])
+def host_overhead(device: torch.device) -> dict[str, float]:
+    """Microseconds of a call on a single voxel, the best of many turns: what it costs besides its work.
+
+    On a GPU the host's part alone: the device is waited for between turns.
+    """
+    volume = torch.zeros(1, 1, 1, 1, 1, device=device)
+    boxes = torch.tensor([[0.0, 0, 0, 0, 1, 1, 1]], device=device)
     leaf = volume.clone().requires_grad_()
     calls = {
         "without_gradients": lambda: pgl_ops.roi_align3d(volume, boxes, 1),
@@ -211,7 +215,10 @@ def host_overhead() -> dict[str, float]:
         began = time.perf_counter()
         for _ in range(100):
             call()
-        return (time.perf_counter() - began) / 100 * 1e6
+        took = (time.perf_counter() - began) / 100 * 1e6
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return took
 
     turns = [{name: each(call) for name, call in calls.items()} for _ in range(40)]
     return {name: min(turn[name] for turn in turns) for name in calls}

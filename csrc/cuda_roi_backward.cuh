@@ -1,7 +1,7 @@
 // Backward 3D RoIAlign on CUDA for few RoIs a sample: a block makes a tile of one sample's voxels for some
 // channels, from the transposed taps (voxel -> bins), which a kernel of their own tabulates before.
 //
-// Where one RoI touches the tile, each thread marches along D (cuda_march.cuh). Where several do, it sums
+// Where one RoI reads the tile, each thread marches along D (cuda_march.cuh). Where several do, it sums
 // over them voxel by voxel. Every sum is formed by one thread in a fixed order: no atomics. For many RoIs a
 // sample see cuda_roi_backward_many.cuh.
 #pragma once
@@ -51,10 +51,17 @@ __global__ void __launch_bounds__(kBlockThreads, kMarchBlocks)
       Group::store(to + d * to_stride[2], to_stride[1], channels, values);
     };
     const bool one_batch = params.n_rois <= static_cast<int64_t>(blockDim.x);
-    const int32_t found = list_those_at(sample, 0);
-    if (one_batch && found == 1) {
+    int32_t found = list_those_at(sample, 0);
+    int64_t only = found > 0 ? list[0] : 0;  // the RoI, if there is one
+    for (int64_t first = blockDim.x; first < params.n_rois; first += blockDim.x) {
+      __syncthreads();  // the list is about to be written again
+      const int32_t here = list_those_at(sample, first);
+      if (found == 0 && here > 0) only = first + list[0];
+      found += here;
+    }
+    if (found == 1) {
       if (place.live) {
-        const int64_t k = list[0];
+        const int64_t k = only;
         march_from<Group, kLoadsAtOnce>(
             from_roi(k), from_stride, channels, params.small_planes, place.first_d, end_d,
             !RoiAxis(params.geometry, k, 0).ascending(),
@@ -64,7 +71,7 @@ __global__ void __launch_bounds__(kBlockThreads, kMarchBlocks)
     } else {
       for (int32_t d = place.first_d; d < end_d; ++d) {
         A sum[n] = {};
-        for (int64_t first = 0; first < params.n_rois; first += blockDim.x) {
+        for (int64_t first = 0; found > 0 && first < params.n_rois; first += blockDim.x) {
           if (!one_batch) __syncthreads();  // the list is about to be written again
           const int32_t here = one_batch ? found : list_those_at(sample, first);
           for (int32_t i = 0; place.live && i < here; ++i) {

@@ -11,8 +11,8 @@ import torch
 import pgl_ops
 
 
-def report() -> str:
-    """The installation in one line a fact, and whether the kernels give the reference's result here."""
+def report() -> tuple[str, bool]:
+    """The installation in one line a fact; and whether the kernels give the reference's result everywhere."""
     build = pgl_ops.build_info()
     lines = [
         ("pgl_ops", build["version"]),
@@ -21,12 +21,15 @@ def report() -> str:
         ("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"),
         *((key.replace("_", " "), value) for key, value in build.items() if key != "version"),
     ]
+    right = True
     devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     for device in devices:
         name = torch.cuda.get_device_name(device) if device != "cpu" else platform.processor() or "cpu"
-        lines.append((device, f"{name}: {_self_check(torch.device(device))}"))
+        found = _self_check(torch.device(device))
+        right = right and found.startswith("ok")
+        lines.append((device, f"{name}: {found}"))
     width = max(len(key) for key, _ in lines)
-    return "\n".join(f"{key:<{width}}  {value}" for key, value in lines)
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in lines), right
 
 
 def _self_check(device: torch.device) -> str:
@@ -43,5 +46,12 @@ def _self_check(device: torch.device) -> str:
     return f"ok (differs from the reference by {difference:.1e})" if difference < 1e-5 else "WRONG RESULT"
 
 
+def main() -> int:
+    """Print the report; 1 if a device gives a wrong result or none."""
+    text, right = report()
+    print(text)
+    return 0 if right else 1
+
+
 if __name__ == "__main__":
-    print(report())
+    sys.exit(main())
