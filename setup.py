@@ -30,6 +30,7 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             # Said every time: the kept build folder would remember what an earlier build was told.
+            "PGL_OPS_WARNINGS_AS_ERRORS": os.environ.get("PGL_OPS_WARNINGS_AS_ERRORS", "OFF"),
             "PGL_OPS_CUDA_ARCHS": os.environ.get("PGL_OPS_CUDA_ARCHS", "80;90").replace(",", ";"),
         }
         # The environment's own cmake and ninja, whether or not it is activated.

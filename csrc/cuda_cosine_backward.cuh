@@ -60,7 +60,6 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     cosine_backward_packed(const CosineBackwardParams<T> params) {
   using A = Accumulate<T>;
   using Group = ChannelGroup<T, n, true>;
-  using Voxel = typename DeviceFeatures<const T>::Voxel;
   constexpr int at_once = kAtOnce / 2;
   const LossShare& share = params.share;
   const A factor = gradient_factor(params.source);

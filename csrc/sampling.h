@@ -45,11 +45,20 @@ struct SampleRange {
 
 namespace {
 
+// A value that no later operation is fused with. Host sources are compiled without fusing, but for the CUDA
+// sources on the host, which fuse as nvcc does.
+PGL_HOST_DEVICE double rounded(double value) {
+#if defined(PGL_OPS_HOST_CUDA) && defined(__FMA__)
+  asm("" : "+x"(value));
+#endif
+  return value;
+}
+
 PGL_HOST_DEVICE double rounded_multiply(double a, double b) {
 #ifdef __CUDA_ARCH__
   return __dmul_rn(a, b);
 #else
-  return a * b;  // host sources are compiled with -ffp-contract=off
+  return rounded(a * b);
 #endif
 }
 
@@ -57,7 +66,7 @@ PGL_HOST_DEVICE double rounded_add(double a, double b) {
 #ifdef __CUDA_ARCH__
   return __dadd_rn(a, b);
 #else
-  return a + b;
+  return rounded(rounded(a) + rounded(b));
 #endif
 }
 

@@ -2,15 +2,25 @@
 // scheduler goes on to the next. When nobody can go on although some wait, the kernel would deadlock on a GPU
 // too, and the process is ended with a message.
 //
+// Between two waits the order of the threads is drawn anew, and shared memory is all ones when a grid starts:
+// a kernel that lacks a barrier, or reads what nobody wrote, gives a wrong result. PGL_OPS_HOST_CUDA_SEED
+// draws other orders; with 0 threads go in ascending order and shared memory is left as it is.
+//
 // Contexts are switched by longjmp, which asks nothing of the kernel; only a fiber's first start takes
 // swapcontext. AddressSanitizer must be told of every switch, so with it all are made by swapcontext.
+#include <link.h>
 #include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <memory>
+#include <numeric>
+#include <random>
+#include <utility>
+#include <vector>
 
 #include "cuda_runtime.h"
 
@@ -26,6 +36,12 @@ namespace {
 
 constexpr size_t kStackBytes = 128 << 10;
 constexpr unsigned kWarp = 32;
+
+uint64_t seed() {
+  static const char* given = std::getenv("PGL_OPS_HOST_CUDA_SEED");
+  static const uint64_t number = given ? std::strtoull(given, nullptr, 10) : 1;
+  return number;
+}
 
 enum class State { ready, waits_for_block, waits_for_warp, done };
 
@@ -48,10 +64,13 @@ class Scheduler {
     if (fibers_.size() < n) fibers_.resize(n);
     threads_ = n;
     for (unsigned i = 0; i < n; ++i) start(i, size);
+    order_.resize(n);
+    std::iota(order_.begin(), order_.end(), 0u);
     unsigned done = 0;
     while (done < n) {
       bool advanced = false;
-      for (unsigned i = 0; i < n; ++i) {
+      for (unsigned i = n; seed() != 0 && i > 1; --i) std::swap(order_[i - 1], order_[random_() % i]);
+      for (const unsigned i : order_) {
         if (fibers_[i].state != State::ready) continue;
         advanced = true;
         resume(i);
@@ -158,6 +177,8 @@ class Scheduler {
   }
 
   std::deque<Fiber> fibers_;  // contexts must not move
+  std::vector<unsigned> order_;
+  std::minstd_rand random_{static_cast<std::minstd_rand::result_type>(seed())};
 #ifdef PGL_ASAN_FIBERS
   ucontext_t home_;
 #else
@@ -172,6 +193,35 @@ class Scheduler {
 };
 
 thread_local std::unique_ptr<Scheduler> scheduler;
+
+// The library's memory of this thread: the shared memory of all kernels, and what is kept in
+// spoil_shared_memory.
+std::pair<char*, size_t> memory_of_thread() {
+  std::pair<char*, size_t> found{nullptr, 0};
+  const auto look = [](dl_phdr_info* library, size_t, void* result) {
+    char* begin = static_cast<char*>(library->dlpi_tls_data);
+    for (int i = 0; begin != nullptr && i < library->dlpi_phnum; ++i) {
+      const auto& segment = library->dlpi_phdr[i];
+      const char* own = reinterpret_cast<char*>(&threadIdx);
+      if (segment.p_type != PT_TLS || own < begin || own >= begin + segment.p_memsz) continue;
+      *static_cast<std::pair<char*, size_t>*>(result) = {begin, segment.p_memsz};
+      return 1;
+    }
+    return 0;
+  };
+  dl_iterate_phdr(look, &found);
+  return found;
+}
+
+// All ones: NaN as a number, and as an index far outside.
+void spoil_shared_memory() {
+  const auto [begin, size] = memory_of_thread();
+  const dim3 kept[] = {threadIdx, blockIdx, blockDim, gridDim};
+  Scheduler* const kept_scheduler = scheduler.release();
+  if (size != 0) std::memset(begin, 0xff, size);
+  new (&scheduler) std::unique_ptr<Scheduler>(kept_scheduler);
+  threadIdx = kept[0], blockIdx = kept[1], blockDim = kept[2], gridDim = kept[3];
+}
 
 void Scheduler::entry() {
   Scheduler& self = *scheduler;
@@ -199,6 +249,7 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const std::function<void(
   if (!scheduler) scheduler.reset(new Scheduler);
   blockDim = block;
   gridDim = grid;
+  if (seed() != 0) spoil_shared_memory();
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {

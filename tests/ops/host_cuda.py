@@ -24,6 +24,7 @@ def build(folder: Path, sanitize: bool = False) -> Path:
     configure += [
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-DPGL_OPS_SANITIZE={'ON' if sanitize else 'OFF'}",
+        f"-DPGL_OPS_WARNINGS_AS_ERRORS={os.environ.get('PGL_OPS_WARNINGS_AS_ERRORS', 'OFF')}",
     ]
     folder.mkdir(parents=True, exist_ok=True)
     # The environment's own cmake and ninja, whether or not it is activated.
