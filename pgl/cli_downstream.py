@@ -103,7 +103,7 @@ def evaluate(arguments: Namespace) -> int:
     errors = Console(stderr=True)
     for path, reason in problems:
         errors.print(Text(printable(f"not scored: {path}: {reason}")), soft_wrap=True)
-    file = write_csv(arguments.output or Path(arguments.predictions) / "scores.csv", scores)
     show(scores, Console(), f"cases: {len({s.subject for s in scores})}")
+    file = write_csv(arguments.output or Path(arguments.predictions) / "scores.csv", scores)
     say(f"{file}: the scores of each case and class")
     return 1 if problems else 0

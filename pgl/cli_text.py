@@ -15,8 +15,12 @@ OWN_FOLDERS = tuple(str(Path(__file__).resolve().parent.parent / name) for name 
 METHOD_NAMES = ("pgl", "byol", "genesis")
 _SWITCHES = ("--resume", "--overwrite")
 # Settings of two numbers; all other tuples are triples.
-_PAIRS = {"crop_scale", "clip_hu", "noise_variance", "blur_sigma", "brightness_factor", "gamma_exponent"}
-_NUMBERS = re.compile(r"-?[\d.]+(,-?[\d.]+)+")
+_PAIRS = {
+    "crop_scale", "region_scale", "clip_hu", "noise_variance", "blur_sigma", "brightness_factor",
+    "gamma_exponent",
+}  # fmt: skip
+_NUMBER = r"-?[\d.]+([eE][+-]?\d+)?"
+_NUMBERS = re.compile(rf"{_NUMBER}(,{_NUMBER})+")
 
 
 def expand(words: Sequence[str]) -> list[str]:

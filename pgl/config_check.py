@@ -111,6 +111,11 @@ def _patch_and_context(config: PretrainConfig) -> None:
                 f"views.context_size is {views.context_size[axis]} on axis {name}, smaller than the largest "
                 f"crop {patch} × {views.crop_scale[1]} = {largest:.1f}: enlarge it to hold both crops"
             )
+    if tuple(views.patch_size) == tuple(stride):
+        raise ValueError(
+            f"views.patch_size {tuple(views.patch_size)} leaves a single voxel at stage {deepest}, of stride "
+            f"{tuple(stride)}, which cannot be normalised: give at least twice that on one axis"
+        )
 
 
 def _method_and_options(config: PretrainConfig) -> None:
@@ -145,6 +150,8 @@ def _seed_and_devices(config: PretrainConfig) -> None:
     ):
         if number < 0:
             raise ValueError(f"{name} must be at least 0, got {number}")
+    if config.seed >= 2**63:
+        raise ValueError(f"seed must be below 2^63, got {config.seed}")
     if config.encoder.input_channels != 1:
         raise ValueError(
             f"encoder.input_channels must be 1, got {config.encoder.input_channels}: a cache holds CT alone"

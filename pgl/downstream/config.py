@@ -236,6 +236,9 @@ def check(config: FinetuneConfig) -> None:
     ):
         if number < least:
             raise ValueError(f"{name} must be at least {least}, got {number}")
+    for name, seed in (("seed", config.seed), ("split.seed", config.split.seed)):
+        if seed >= 2**63:
+            raise ValueError(f"{name} must be below 2^63, got {seed}")
     for name, choice, allowed in (
         ("train.accelerator", train.accelerator, ACCELERATORS),
         ("train.precision", train.precision, PRECISIONS),

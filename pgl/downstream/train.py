@@ -182,6 +182,9 @@ class _Run:
         cases = [self.cache.subjects.index(subject) for subject in self.split.training]
         dataset = PatchDataset(self.cache, cases, config.patches, config.augment, config.seed)
         self.network.train()
+        if not config.optimizer.encoder_factor:
+            # Frozen altogether: batch normalisation would go on counting.
+            self.network.encoder.eval()  # type: ignore[union-attr]
         losses: list[torch.Tensor] = []
         began = clock = time.perf_counter()
         with starting_readers():

@@ -73,7 +73,7 @@ def export_encoder(
         FileNotFoundError: the run or its checkpoint does not exist.
         ValueError: ``checkpoint`` is unknown, ``output`` is a folder, or the checkpoint is damaged.
     """
-    check_output(output, "encoder.pt")
+    check_output(output, "encoder.pt", run)
     content = encoder_of_run(run, checkpoint)
     write_tensors(output, content)
     return content["network"]
@@ -151,11 +151,17 @@ def _content(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def check_output(output: str | os.PathLike[str], example: str) -> None:
-    """Raises ValueError if ``output`` is a folder."""
+def check_output(output: str | os.PathLike[str], example: str, source: str | os.PathLike[str]) -> None:
+    """Raises ValueError if ``output`` is a folder, ``source`` itself, or among the checkpoints of a run."""
     if Path(output).is_dir():
         raise ValueError(
             f"output must be a file to write, got the folder {output}: add a name such as {example}"
+        )
+    target = Path(output).resolve()
+    if target == Path(source).resolve() or target.parent == checkpoint_path(Path(source), "").resolve():
+        raise ValueError(
+            f"output must be a file of its own, got {output}, which belongs to what is exported: give "
+            f"another name such as {example}"
         )
 
 

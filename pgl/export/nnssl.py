@@ -57,7 +57,7 @@ def export_nnssl(
         ValueError: it is damaged, the encoder cannot be part of a U-Net, or its strides do not divide
             ``patch_size``.
     """
-    check_output(output, "pgl_nnssl.pth")
+    check_output(output, "pgl_nnssl.pth", source)
     content = encoder_of(source, checkpoint)
     # This route has a place for the encoder alone.
     network = {key: value for key, value in content["network"].items() if key != "decoder_level"}

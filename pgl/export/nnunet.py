@@ -91,7 +91,7 @@ def export_nnunet(
         ValueError: the encoder does not fit the plans; all differences are listed. Or a file is damaged or
             of another kind.
     """
-    check_output(output, "pgl_nnunet.pth")
+    check_output(output, "pgl_nnunet.pth", source)
     if patch_size is not None and write_plans is None:
         raise ValueError("patch_size is for the plans of --write-plans; other plans have their own")
     content = encoder_of(source, checkpoint)

@@ -208,6 +208,8 @@ def test_the_names_of_methods_are_those_of_the_trainer():
         (["--spacing_mm", "3,1,1"], ["--spacing_mm", "[3,1,1]"]),
         (["--spacing_mm=3,0.8,0.8"], ["--spacing_mm=[3,0.8,0.8]"]),
         (["--intensity.clip_hu", "-1000,400"], ["--intensity.clip_hu", "[-1000,400]"]),
+        (["--augment.noise_variance", "0,1e-2"], ["--augment.noise_variance", "[0,1e-2]"]),
+        (["--intensity.clip_hu", "-1e3,4E+2"], ["--intensity.clip_hu", "[-1e3,4E+2]"]),
         (["--seed", "3", "a,b"], ["--seed", "3", "a,b"]),
         (["--train.steps", "5", "--config", "c.yaml"], ["--config=c.yaml", "--train.steps", "5"]),
         (["--config=a", "--config=b"], ["--config=a", "--config=b"]),
@@ -349,6 +351,13 @@ def test_the_module_runs_as_a_process_without_a_traceback(tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith("pgl show: no run at")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_locale_without_the_characters_of_the_help_shows_the_rest(tmp_path):
+    words = [sys.executable, "-m", "pgl", "pretrain", "--help"]
+    env = {**_environment(), "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0 and "--train.steps" in done.stdout and done.stderr == ""
 
 
 def test_help_loads_no_heavy_library(tmp_path):

@@ -64,6 +64,11 @@ def test_an_unknown_key_is_refused_by_name():
         ("views", {"patch_size": (5, 16, 16)}, r"views\.patch_size is 5 on axis D.*stride 2"),
         ("views", {"patch_size": (4, 18, 16)}, r"views\.patch_size is 18 on axis H"),
         ("views", {"context_size": (8, 28, 20)}, r"views\.context_size is 20 on axis W"),
+        (
+            "views",
+            {"patch_size": (2, 4, 4)},
+            r"views\.patch_size \(2, 4, 4\) leaves a single voxel at stage 2",
+        ),
         ("views", {"patch_size": (0, 16, 16)}, r"views\.patch_size must be three positive"),
         ("views", {"min_overlap": 0.0}, r"views\.min_overlap must lie in \(0, 1\]"),
         ("views", {"crop_scale": (1.4, 1.1)}, r"views\.crop_scale"),
@@ -85,6 +90,11 @@ def test_an_unknown_key_is_refused_by_name():
         ("train", {"threads": -2}, r"train\.threads must be at least 0"),
         ("train", {"accelerator": "abacus"}, r"train\.accelerator must be one of auto, cpu, cuda, gpu"),
         ("train", {"precision": "8"}, r"train\.precision must be one of auto, 32-true"),
+        (
+            "train",
+            {"precision": "bf16-true"},
+            r"train\.precision must be one of .*bf16-mixed.*got 'bf16-true'",
+        ),
         ("train", {"devices": 0}, r"train\.devices must be auto"),
         ("train", {"devices": "all"}, r"train\.devices must be auto"),
         ("train", {"num_nodes": 0}, r"train\.num_nodes must be at least 1"),
@@ -113,9 +123,11 @@ def test_settings_that_cannot_work_are_refused_by_name(section, values, words):
         check(changed(section, **values))
 
 
-def test_a_negative_seed_is_refused():
+def test_seeds_that_are_none_are_refused():
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         check(replace(config(), seed=-1))
+    with pytest.raises(ValueError, match=r"seed must be below 2\^63, got 9223372036854775808"):
+        check(replace(config(), seed=2**63))
 
 
 @pytest.mark.parametrize("devices", ["auto", -1, 1, 4, "2", "0,2", "1,"])

@@ -140,6 +140,16 @@ def test_what_cannot_be_compared_is_named(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "p"), str(tmp_path / "none")]) == 1
 
 
+def test_scores_that_cannot_be_written_are_shown_all_the_same(tmp_path, capsys):
+    for folder in "pl":
+        write(tmp_path / f"{folder}/a.nii.gz", trees.organ())
+    (tmp_path / "file").write_text("no folder")
+    words = ["evaluate", str(tmp_path / "p"), str(tmp_path / "l")]
+    assert main([*words, "--output", str(tmp_path / "file/scores.csv")]) == 1
+    said = capsys.readouterr()
+    assert "class_1" in said.out and "file" in said.err
+
+
 @pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf])
 def test_a_time_limit_that_is_none_is_refused(tmp_path, seconds):
     with pytest.raises(ValueError, match="timeout_s must be 0"):

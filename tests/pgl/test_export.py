@@ -337,6 +337,17 @@ def test_wrong_arguments_of_export_are_named(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_runs_own_files_are_not_replaced_by_an_export(run, exported, tmp_path):
+    last = run / "checkpoints/last.pt"
+    before = last.read_bytes()
+    for target in (last, run / "checkpoints/new.pt"):
+        with pytest.raises(ValueError, match=r"output must be a file of its own, got .*give another name"):
+            export_encoder(run, target)
+    assert last.read_bytes() == before and not (run / "checkpoints/new.pt").exists()
+    with pytest.raises(ValueError, match="output must be a file of its own"):
+        export_nnssl(exported, exported)
+
+
 def test_later_stages_than_the_trained_one_are_exported_too(tmp_path):
     config: PretrainConfig = small_config(make_cache(tmp_path / "cache"), tmp_path / "run", steps=2)
     config.method.feature_level = 1

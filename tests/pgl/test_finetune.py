@@ -76,6 +76,25 @@ def test_weights_of_pgl_export_become_the_encoder_and_are_named(data, encoder, t
     assert all(torch.equal(trained[n], t) for n, t in load_encoder(encoder).state_dict().items())
 
 
+def test_a_frozen_encoder_keeps_its_running_statistics_too(data, tmp_path):
+    batch = small_encoder()
+    batch.norm = "batch"
+    config = small_finetune(data, tmp_path / "run", steps=2, encoder=batch)
+    started = replace(config, output=tmp_path / "started", train=replace(config.train, steps=1))
+    frozen = [
+        replace(c, optimizer=replace(c.optimizer, encoder_factor=0.0, warmup_steps=0))
+        for c in (started, config)
+    ]
+    for run in frozen:
+        finetune(run)
+    one, other = (load_model(tmp_path / name).network for name in ("started", "run"))
+    names = [name for name in one.encoder.state_dict() if "running" in name]
+    assert names
+    for name, tensor in one.encoder.state_dict().items():
+        assert torch.equal(tensor, other.encoder.state_dict()[name]), name
+    assert not torch.equal(one.decoder.seg_layers[-1].weight, other.decoder.seg_layers[-1].weight)
+
+
 def test_weights_that_would_mean_something_else_here_are_told(data, encoder, tmp_path, capfd):
     other = small_encoder()
     other.strides = [(1, 1, 1), (2, 2, 2), (1, 2, 2)]
