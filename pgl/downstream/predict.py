@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from pgl.atomic import atomic_path, write_json
+from pgl.atomic import write_json
 from pgl.downstream.config import InferenceSettings
 from pgl.downstream.inference import probabilities
 from pgl.downstream.model_file import Segmenter, load_model
 from pgl.downstream.reading import failure, read_image
 from pgl.downstream.setup import accelerator as chosen_accelerator
-from pgl.images import Grid, Limits, find_files, resample
+from pgl.images import Grid, Limits, find_files, resample, write_image
 from pgl.images.native import split_suffixes
 from pgl.labels.resampling import probabilities_onto
 from pgl.prepare_case import Job
@@ -66,6 +66,7 @@ def predict(
     Raises:
         FileNotFoundError: no model or source.
         ValueError: a damaged model, or no usable CT.
+        OSError: a mask could not be written whole, as on a full disk; it is named.
     """
     check_timeout(timeout_s)
     device = torch.device("cuda" if chosen_accelerator(accelerator) in ("cuda", "gpu") else "cpu")
@@ -89,7 +90,9 @@ def predict(
             else:
                 image, grid = answer
                 written.append(folder / f"{name_of[job.case_ids]}.nii.gz")
-                _write(written[-1], segment(model, image, grid, device, inference or InferenceSettings()))
+                write_image(
+                    written[-1], segment(model, image, grid, device, inference or InferenceSettings())
+                )
             progress.advance(bar)
     if not written:
         shown = ", ".join(printable(os.fspath(s)) for s in sources)
@@ -119,8 +122,3 @@ def _names(jobs: Sequence[Job]) -> list[str]:
 def _stem(job: Job) -> str:
     name = os.path.basename(job.path)
     return name if job.headers else split_suffixes(name)[0]
-
-
-def _write(path: Path, mask: sitk.Image) -> None:
-    with atomic_path(path) as temporary:
-        sitk.WriteImage(mask, str(temporary), useCompression=True)

@@ -6,6 +6,7 @@ from pgl.images.files import files_of, read_file
 from pgl.images.find import Found, SourceFile, find_files
 from pgl.images.grid import AIR_HU, HU_RANGE, Grid, common_grid, resample
 from pgl.images.incomplete import unreadable_slices
+from pgl.images.writing import write_image
 
 __all__ = [
     "AIR_HU",
@@ -29,4 +30,5 @@ __all__ = [
     "read_series",
     "resample",
     "unreadable_slices",
+    "write_image",
 ]

@@ -94,6 +94,19 @@ def safe_path(path: str) -> Iterator[str]:
         yield str(Path(folder, "image" + suffixes))
 
 
+@contextlib.contextmanager
+def safe_target(path: str) -> Iterator[str]:
+    """A path under which native writers write exactly this file: a link to it where its own name, not being
+    valid UTF-8, would abort the process."""
+    if _is_utf8(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="pgl-") as folder:
+        link = Path(folder, "image" + split_suffixes(Path(path).name)[1])
+        os.symlink(os.path.abspath(path), link)
+        yield str(link)
+
+
 def split_suffixes(name: str) -> tuple[str, str]:
     """``"a.b.nii.gz"`` -> ``("a.b", ".nii.gz")``; only a ``.gz`` takes the suffix before it along."""
     stem, suffix = os.path.splitext(name)

@@ -13,7 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import SimpleITK as sitk
 
-from pgl.atomic import PARTIAL_PREFIX, atomic_path, write_json
+from pgl.atomic import PARTIAL_PREFIX, write_json
+from pgl.images import RejectedImage, write_image
+from pgl.images.native import safe_path
+from pgl.images.whole import check_whole
+from pgl.images.writing import any_image_of
 
 from .patient import LABELS, PHASES, Patient
 from .rendering import LARGEST_SIZE, SMALLEST_SIZE, Grid, Triple, draw_phantom, plan_grid
@@ -52,7 +56,7 @@ def make_phantoms(
 
     The same seed and case number give the same voxels however many cases are asked for (on one machine and
     one version of numpy; elsewhere equal up to rounding). Run again, it draws only the cases that are missing
-    or unreadable; a file is in place only when it is complete.
+    or not whole; a file is in place only when it is complete.
 
     Args:
         output: folder to write to; it is created. It must be new, empty, or from an earlier run with the
@@ -74,6 +78,7 @@ def make_phantoms(
     Raises:
         TypeError, ValueError: an argument is not what is described above.
         FileExistsError: `output` is a file, holds something else, or phantoms made with other arguments.
+        OSError: a file could not be written whole, as on a full disk; it is named.
     """
     folder = Path(output)
     cases = _whole_number("cases", cases, 1)
@@ -166,19 +171,20 @@ def _write(path: Path, voxels: np.ndarray, grid: Grid) -> None:
     image = sitk.GetImageFromArray(voxels)
     image.SetSpacing(grid.spacing_mm[::-1])
     image.SetOrigin(grid.origin_mm[::-1])
-    with atomic_path(path) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
+    write_image(path, image)
 
 
 def _lies_on(path: Path, grid: Grid) -> bool:
-    """Whether the file is there and has that grid; only its header is read, because writing is atomic."""
+    """Whether the file is there, whole, and has that grid."""
     if not path.is_file():
         return False
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
-    except RuntimeError:
+        check_whole(str(path), any_image_of(math.prod(grid.size)))
+        with safe_path(str(path)) as readable:
+            reader.SetFileName(readable)
+            reader.ReadImageInformation()
+    except (RejectedImage, RuntimeError):
         return False
     return (
         reader.GetSize() == grid.size[::-1]

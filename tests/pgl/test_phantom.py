@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pgl.phantom.canvas import coverage  # noqa: E402
 from pgl.phantom.levelsets import ellipsoid, smooth_max, smooth_min  # noqa: E402
 from pgl.phantom.noise import spline_noise  # noqa: E402
 from pgl.phantom.patient import PHASES  # noqa: E402
+from tests.pgl.full_disk import files_of_at_most  # noqa: E402
 
 COARSE = (24, 64, 80)
 TINY = (16, 40, 48)
@@ -328,6 +330,33 @@ def test_an_unreadable_file_is_replaced(tmp_path):
     path.write_bytes(b"no image")
     make_phantoms(tmp_path, cases=1, size=TINY)
     assert path.read_bytes() == good
+
+
+def test_a_full_disk_is_said_leaves_no_stump_and_the_cohort_can_be_finished(tmp_path):
+    make_phantoms(tmp_path / "whole", cases=1, size=TINY)
+    for length in (400, 20_000):
+        with files_of_at_most(length), pytest.raises(OSError, match=r"phantom_000\.nii\.gz.*make room"):
+            make_phantoms(tmp_path / "cut", cases=1, size=TINY)
+        assert not list((tmp_path / "cut/images").glob("*"))
+    make_phantoms(tmp_path / "cut", cases=1, size=TINY)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_truncated_image_whose_header_is_whole_is_replaced(tmp_path):
+    (path,) = make_phantoms(tmp_path, cases=1, size=TINY)
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    make_phantoms(tmp_path, cases=1, size=TINY)
+    assert path.read_bytes() == good
+
+
+def test_a_folder_whose_name_is_not_utf8_is_written_and_recognised(tmp_path):
+    folder = tmp_path / os.fsdecode(b"ph\xf6")
+    (path,) = make_phantoms(folder, cases=1, size=TINY)
+    written = path.stat().st_mtime_ns
+    make_phantoms(folder, cases=1, size=TINY)
+    make_phantoms(tmp_path / "plain", cases=1, size=TINY)
+    assert contents(folder) == contents(tmp_path / "plain") and path.stat().st_mtime_ns == written
 
 
 def test_a_folder_with_other_things_is_refused_and_left_as_it_was(tmp_path):

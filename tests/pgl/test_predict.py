@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pgl.networks import describe
 from tests.pgl import labelled_trees as trees
 from tests.pgl.command_line import run_cli
 from tests.pgl.ct_files import body, hanging_read_image, impatient, write, write_series
+from tests.pgl.full_disk import files_of_at_most
 from tests.pgl.test_downstream_parts import Threshold
 from tests.pgl.training_data import small_encoder
 
@@ -82,6 +84,26 @@ def test_images_of_one_name_get_names_of_their_own(threshold, tmp_path):
         write(tmp_path / f"in/{folder}/ct.nii.gz", body())
     written, _ = predict("RUN", [tmp_path / "in"], tmp_path / "out")
     assert len({p.name for p in written}) == 2
+
+
+def test_a_file_whose_name_is_not_utf8_is_segmented_as_any_other(threshold, tmp_path):
+    odd = os.fsdecode(b"gr\xf6\xdfe.nii.gz")
+    write(tmp_path / "z.nii.gz", body()).rename(tmp_path / odd)
+    written, report = predict("RUN", [tmp_path / odd], tmp_path / "out")
+    assert report.exit_code == 0 and sorted(os.listdir(tmp_path / "out")) == sorted([odd, "labels.json"])
+    plain = written[0].rename(tmp_path / "mask.nii.gz")
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(plain))) == 1, body() > 400)
+
+
+def test_a_mask_that_a_full_disk_cut_off_is_named_and_not_left_behind(threshold, tmp_path):
+    noise = np.where(np.random.default_rng(0).random((20, 64, 64)) < 0.15, 700, body((20, 64, 64)))
+    path = write(tmp_path / "in/case.nii.gz", noise.astype(np.int16))
+    predict("RUN", [path], tmp_path / "out")
+    before = (tmp_path / "out/case.nii.gz").read_bytes()
+    with files_of_at_most(5000), pytest.raises(OSError, match=r"cannot write .*case\.nii\.gz: .*make room"):
+        predict("RUN", [path], tmp_path / "out")
+    assert (tmp_path / "out/case.nii.gz").read_bytes() == before
+    assert sorted(os.listdir(tmp_path / "out")) == ["case.nii.gz", "labels.json"]
 
 
 def test_an_image_that_hangs_the_reader_is_ended(threshold, tmp_path, monkeypatch, capfd):
