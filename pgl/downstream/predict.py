@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -18,8 +19,9 @@ from pgl.downstream.inference import probabilities
 from pgl.downstream.model_file import Segmenter, load_model
 from pgl.downstream.reading import failure, read_image
 from pgl.downstream.setup import accelerator as chosen_accelerator
-from pgl.images import Grid, Limits, find_files, resample, write_image
+from pgl.images import Found, Grid, Limits, find_files, resample, write_image
 from pgl.images.native import split_suffixes
+from pgl.images.writing import NOTE, note_of
 from pgl.labels.resampling import probabilities_onto
 from pgl.prepare_case import Job
 from pgl.prepare_jobs import list_jobs
@@ -28,6 +30,7 @@ from pgl.printing import printable
 from pgl.workers import TIMEOUT_S, check_timeout, run_isolated, usable_cores
 
 CLASSES = "labels.json"
+MADE_BY = "pgl predict"  # noted in the header of each mask, by which a later run knows its own
 MAXIMUM_VOXELS = 2**30
 SLICE_TOLERANCE = 0.1
 
@@ -52,7 +55,8 @@ def predict(
         run: the folder of ``pgl finetune``, or its model.pt.
         sources: folders and files, as for ``pgl prepare``.
         output: folder for ``NAME.nii.gz``, uint8 with the image's own size, spacing, origin and direction,
-            and for ``labels.json``, names and numbers of the classes.
+            and for ``labels.json``, names and numbers of the classes. Only masks of an earlier run with the
+            same classes are replaced.
         include, exclude: patterns as for ``pgl prepare``.
         accelerator: ``auto``, ``cpu`` or ``cuda``.
         inference: sliding window; the defaults if None.
@@ -66,12 +70,15 @@ def predict(
     Raises:
         FileNotFoundError: no model or source.
         ValueError: a damaged model, or no usable CT.
+        FileExistsError: a mask would replace a source, or anything else that this command did not write; or
+            ``labels.json`` there names other classes. Nothing has been written then.
         OSError: a mask could not be written whole, as on a full disk; it is named.
     """
     check_timeout(timeout_s)
     device = torch.device("cuda" if chosen_accelerator(accelerator) in ("cuda", "gpu") else "cpu")
     model = load_model(run, device)
     limits = Limits(model.spacing_mm, (1, 1, 1), MAXIMUM_VOXELS, SLICE_TOLERANCE)
+    classes = {name: n for n, name in enumerate(["background", *model.classes])}
     folder = Path(output)
     report = PrepareReport(os.fspath(folder))
     found = find_files(sources, include, exclude, skip_folder=folder)
@@ -80,24 +87,25 @@ def predict(
         for entry in found.rejected:
             report.reject(*entry, progress.console)
         jobs = list_jobs(found, [], report.output, limits, usable_cores(), report, progress, timeout_s)
-        names = _names(jobs)
+        targets = [folder / f"{name}.nii.gz" for name in _names(jobs)]
+        _check_targets(targets, found, folder / CLASSES, classes)
         bar = progress.add_task("segmenting", total=len(jobs))
-        name_of = dict(zip((job.case_ids for job in jobs), names, strict=True))
+        target_of = dict(zip((job.case_ids for job in jobs), targets, strict=True))
         for job, answer in run_isolated(read_image, jobs, 1, timeout_s):
             reason = failure(answer)
             if reason is not None:
                 report.reject(job.path, reason, progress.console)
             else:
-                image, grid = answer
-                written.append(folder / f"{name_of[job.case_ids]}.nii.gz")
-                write_image(
-                    written[-1], segment(model, image, grid, device, inference or InferenceSettings())
-                )
+                mask = segment(model, *answer, device, inference or InferenceSettings())
+                mask.SetMetaData(NOTE, MADE_BY)
+                if not written:  # before the first mask, so that none is there without its classes
+                    write_json(folder / CLASSES, classes)
+                write_image(target_of[job.case_ids], mask)
+                written.append(target_of[job.case_ids])
             progress.advance(bar)
     if not written:
         shown = ", ".join(printable(os.fspath(s)) for s in sources)
         raise ValueError(f"no usable CT in {shown}: {len(report.rejected)} rejected")
-    write_json(folder / CLASSES, {name: n for n, name in enumerate(["background", *model.classes])})
     return written, report
 
 
@@ -110,6 +118,39 @@ def segment(
     mask = sitk.GetImageFromArray(probabilities_onto(image, found, grid))
     mask.CopyInformation(image)
     return mask
+
+
+def _check_targets(
+    targets: Sequence[Path], found: Found, classes_file: Path, classes: dict[str, int]
+) -> None:
+    """Make sure that nothing is replaced but masks of an earlier run, of the same classes."""
+    there = [path for path in targets if os.path.lexists(path)]
+    files = [file.path for file in (*found.images, *found.maybe_dicom)] if there else []
+    files += [path for path, _ in (*found.ignored, *found.rejected)] if there else []
+    sources = {os.path.realpath(path) for path in files}
+    for path in there:
+        if os.path.realpath(path) in sources:
+            raise FileExistsError(
+                f"output: the mask {path} would replace a file of SOURCE; masks go to a folder of their own, "
+                "name another one"
+            )
+        if note_of(path) != MADE_BY:
+            raise FileExistsError(
+                f"output: {path} is there and is no mask of an earlier `pgl predict`, the only thing that is "
+                "replaced; name another folder, or move that file away"
+            )
+    if os.path.lexists(classes_file) and _read_classes(classes_file) != classes:
+        raise FileExistsError(
+            f"output: {classes_file} is not what this network's masks need ({json.dumps(classes)}), so it is "
+            "of another network or of other label maps; name another folder"
+        )
+
+
+def _read_classes(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _names(jobs: Sequence[Job]) -> list[str]:

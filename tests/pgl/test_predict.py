@@ -86,6 +86,48 @@ def test_images_of_one_name_get_names_of_their_own(threshold, tmp_path):
     assert len({p.name for p in written}) == 2
 
 
+def bytes_below(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "said"),
+    [
+        ("p/a.nii.gz", "p", r"p/a\.nii\.gz would replace a file of SOURCE"),
+        ("p/a.nii.gz", "link", r"link/a\.nii\.gz would replace a file of SOURCE"),
+        ("p/sub", "p", r"p/a\.nii\.gz is there and is no mask of an earlier `pgl predict`"),
+    ],
+)
+@pytest.mark.parametrize("classes", [None, {"background": 0, "bone": 1}])
+def test_an_image_is_never_replaced_by_a_mask(threshold, tmp_path, source, output, said, classes):
+    """Nor where a labels.json with the network's own classes lies beside it."""
+    write(tmp_path / "p/a.nii.gz", body(), compress=True)
+    write(tmp_path / "p/sub/a.nii.gz", body(seed=1), compress=True)
+    (tmp_path / "link").symlink_to("p")
+    if classes:
+        (tmp_path / "p/labels.json").write_text(json.dumps(classes))
+    before = bytes_below(tmp_path)
+    with pytest.raises(FileExistsError, match=said):
+        predict("RUN", [tmp_path / source], tmp_path / output)
+    assert bytes_below(tmp_path) == before
+
+
+def test_masks_of_an_earlier_run_are_replaced_and_those_of_other_classes_kept(threshold, tmp_path):
+    path = write(tmp_path / "in/a.nii.gz", body())
+    [mask], _ = predict("RUN", [path], tmp_path / "out")
+    first = mask.read_bytes()
+    write(path, np.flip(body(), 1))
+    predict("RUN", [path], tmp_path / "out")
+    assert mask.read_bytes() != first
+    (tmp_path / "out/labels.json").write_text('{"liver": 1}')
+    before = bytes_below(tmp_path)
+    with pytest.raises(
+        FileExistsError, match=r'out/labels\.json is not what .*"bone": 1.*name another folder'
+    ):
+        predict("RUN", [path], tmp_path / "out")
+    assert bytes_below(tmp_path) == before
+
+
 def test_a_file_whose_name_is_not_utf8_is_segmented_as_any_other(threshold, tmp_path):
     odd = os.fsdecode(b"gr\xf6\xdfe.nii.gz")
     write(tmp_path / "z.nii.gz", body()).rename(tmp_path / odd)
