@@ -96,7 +96,8 @@ def predict(
             if reason is not None:
                 report.reject(job.path, reason, progress.console)
             else:
-                mask = segment(model, *answer, device, inference or InferenceSettings())
+                image, grid = answer
+                mask = segment(model, image, grid, device, inference or InferenceSettings())
                 mask.SetMetaData(NOTE, MADE_BY)
                 if not written:  # before the first mask, so that none is there without its classes
                     write_json(folder / CLASSES, classes)
