@@ -156,9 +156,12 @@ def _read_classes(path: Path) -> object:
 
 def _names(jobs: Sequence[Job]) -> list[str]:
     """The name of each image's file or folder; of several with one name, their case's."""
-    short = [_stem(job) for job in jobs]
-    count = Counter(short)
-    return [name if count[name] == 1 else job.case_id for name, job in zip(short, jobs, strict=True)]
+    names = [_stem(job) for job in jobs]
+    while len(set(names)) < len(names):
+        # Cases' names differ from each other, but may be the file name of another image.
+        count = Counter(names)
+        names = [job.case_id if count[name] > 1 else name for name, job in zip(names, jobs, strict=True)]
+    return names
 
 
 def _stem(job: Job) -> str:

@@ -86,6 +86,13 @@ def test_images_of_one_name_get_names_of_their_own(threshold, tmp_path):
     assert len({p.name for p in written}) == 2
 
 
+def test_a_case_named_like_another_image_gets_a_file_of_its_own(threshold, tmp_path):
+    for name in ("a/ct", "b/ct", "b_ct", "a_ct"):
+        write(tmp_path / f"in/{name}.nii.gz", body())
+    written, _ = predict("RUN", [tmp_path / "in"], tmp_path / "out")
+    assert len({p.name for p in written}) == 4 == len(list((tmp_path / "out").glob("*.nii.gz")))
+
+
 def bytes_below(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
