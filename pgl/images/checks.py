@@ -26,6 +26,9 @@ METAL_HU = 4000.0
 MOST_METAL = 0.02
 BEYOND_ANY_HU = 100_000.0
 
+NOT_AT_RIGHT_ANGLES = "the axes are not at right angles"
+TILT = "sheared, as by an uncorrected gantry tilt; correct the tilt first, for example with dcm2niix"
+
 
 class RejectedImage(ValueError):
     """An image that must not enter the cache; the message is the reason given to the user."""
@@ -93,10 +96,7 @@ def check_geometry(
     if not all(math.isfinite(o) for o in origin_xyz_mm) or not np.isfinite(matrix).all():
         raise RejectedImage("the header's origin or direction is not finite")
     if np.abs(matrix.T @ matrix - np.eye(3)).max() > ORTHONORMAL_TOLERANCE:
-        raise RejectedImage(
-            "the axes are not at right angles (sheared, as by an uncorrected gantry tilt); "
-            "correct the tilt first, for example with dcm2niix"
-        )
+        raise RejectedImage(f"{NOT_AT_RIGHT_ANGLES}: {TILT}")
     grid = common_grid(size_xyz[:3], spacing, origin_xyz_mm[:3], matrix.ravel().tolist(), limits.spacing_mm)
     if grid.voxels > limits.maximum_voxels:
         raise RejectedImage(

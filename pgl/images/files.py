@@ -8,7 +8,7 @@ import re
 
 import SimpleITK as sitk
 
-from pgl.images.checks import Limits, RejectedImage, check_geometry
+from pgl.images.checks import NOT_AT_RIGHT_ANGLES, TILT, Limits, RejectedImage, check_geometry
 from pgl.images.detached import most_data_bytes
 from pgl.images.formats import reader_of
 from pgl.images.grid import Grid
@@ -47,6 +47,9 @@ def read_file(path: str, limits: Limits) -> tuple[sitk.Image, Grid]:
             with capture_native_output() as said:
                 image = reader.Execute()
         except RuntimeError as error:
+            # ITK allows less than we do for the rounding of a NIfTI's sform.
+            if "orthonormal" in str(error):
+                raise RejectedImage(f"{NOT_AT_RIGHT_ANGLES}: {TILT}") from error
             raise RejectedImage(f"unreadable: {said.complaint or reader_message(error)}") from error
     if said.complaint:
         raise RejectedImage(f"damaged or truncated: the reader said {said.complaint!r}")

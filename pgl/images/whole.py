@@ -1,8 +1,9 @@
 """Proof that an image file is whole, where SimpleITK does not notice that it is not.
 
 Its NIfTI reader hands out what the memory held before when a file ends early, ignores gzip checksums, turns
-NaN into 0 and a missing spacing into 1 mm. So lengths are held against headers, and gzip streams are read to
-their end, before it is asked.
+NaN into 0 and a missing spacing into 1 mm, passes over a sheared sform where there is a qform, and over a
+sform's spacing always. So lengths are held against headers, the sform against the spacing, and gzip streams
+are read to their end, before it is asked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Generator
 
 import numpy as np
 
-from pgl.images.checks import Limits, RejectedImage, not_finite_reason
+from pgl.images.checks import NOT_AT_RIGHT_ANGLES, TILT, Limits, RejectedImage, not_finite_reason
+from pgl.images.grid import ORTHONORMAL_TOLERANCE
 from pgl.images.native import split_suffixes
 
 NIFTI_SINGLE = (".nii", ".nii.gz")
@@ -127,11 +129,38 @@ class _NiftiHeader:
             raise RejectedImage(f"damaged NIfTI header: dimensions {dim}, {bits} bits, data at {offset}")
         if not all(math.isfinite(s) and s > 0 for s in steps[1 : 1 + min(rank, 3)]):
             raise RejectedImage(f"spacing {steps[1 : 1 + min(rank, 3)]} (x, y, z) is not positive")
+        if rank >= 3 and struct.unpack_from(f"{order}h", head, 254)[0] > 0:
+            _check_sform(np.frombuffer(head, f"{order}f4", 12, 280), steps[1:4])
         self.shown = "x".join(map(str, extents))
         self.voxels = math.prod(extents)
         self.data_start = max(int(offset), 0 if paired else NIFTI_HEADER_BYTES)
         self.data_bytes = -(-self.voxels * bits // 8)
         self.float_type = np.dtype(f"{order}f{NIFTI_FLOATS[datatype]}") if datatype in NIFTI_FLOATS else None
+
+
+def _check_sform(rows: np.ndarray, spacing: tuple[float, ...]) -> None:
+    """Hold a sform's axes against each other and against the spacing (pixdim)."""
+    matrix = rows.reshape(3, 4).astype(np.float64)
+    if not np.isfinite(matrix).all():
+        raise RejectedImage("the header's origin or direction is not finite (its sform)")
+    axes = matrix[:, :3]
+    steps = np.linalg.norm(axes, axis=0)
+    # Angles first, since a shear changes lengths too. A column of zeros has none.
+    directions = axes / np.where(steps > 0, steps, 1)
+    cosines = directions.T @ directions
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        if abs(cosines[one, other]) > ORTHONORMAL_TOLERANCE:
+            angle = math.degrees(math.acos(np.clip(cosines[one, other], -1, 1)))
+            raise RejectedImage(
+                f"{NOT_AT_RIGHT_ANGLES}: the sform's {'xyz'[one]} and {'xyz'[other]} are {angle:.1f} degrees "
+                f"apart, expected 90; {TILT}"
+            )
+    if (np.abs(steps - spacing) > ORTHONORMAL_TOLERANCE * np.asarray(spacing)).any():
+        pixdim, sform = ("x".join(f"{v:.6g}" for v in values) for values in (spacing, steps))
+        raise RejectedImage(
+            f"spacing {pixdim} (x, y, z; pixdim) is not that of the sform, {sform}: the header tells two "
+            "sizes; mend the wrong one"
+        )
 
 
 def _is_gzip(path: str) -> bool:

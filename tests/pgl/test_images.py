@@ -202,6 +202,7 @@ def test_a_nifti_header_with_a_broken_spacing_is_not_mended_in_silence(tmp_path)
         path.write_bytes(header)
         assert "spacing" in rejection(path)
     header[84:88] = struct.pack("<f", 1e-12)
+    header[254:256] = bytes(2)  # no sform, which would tell another
     path.write_bytes(header)
     assert "is not between 0.05 and 20 mm" in rejection(path)
 
