@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import SimpleITK as sitk
 
 from pgl.cache import CacheWriter
@@ -68,6 +70,9 @@ def prepare_case(job: Job) -> Outcome:
     """Read, check, resample and store one volume, unless a current copy is already in the cache.
 
     Anything that is wrong with the source is an :class:`Outcome` "rejected"; exceptions are those of writing.
+
+    Raises:
+        OSError: something cannot be written, for example because the disk is full.
     """
     writer = CacheWriter(job.output, job.limits.spacing_mm)
     try:
@@ -75,39 +80,55 @@ def prepare_case(job: Job) -> Outcome:
             raise RejectedImage(_incomplete(job.unreadable))
         key = _key(job)
         there = writer.case(job.case_id)
-        if there is not None and there.key == key and writer.is_intact(there):
-            if there.source == job.path:
-                return Outcome("unchanged", "unchanged since it was cached")
-            writer.move(there, job.path)
-            return Outcome("unchanged", f"unchanged since it was cached from {there.source}")
-        if there is not None and job.readers:
-            return Outcome("rejected", stays(job.readers))
-        if job.headers:
-            image, grid = read_series(job.headers, job.limits)
-        else:
-            image, grid = read_file(job.path, job.limits)
-        check_size(grid, job.limits)
-        check_intensities(sitk.GetArrayViewFromImage(image))
-        original = {
-            "size_xyz": image.GetSize(),
-            "spacing_xyz_mm": image.GetSpacing(),
-            "origin_xyz_mm": image.GetOrigin(),
-            "direction_xyz": image.GetDirection(),
-            "pixel_type": image.GetPixelIDTypeAsString(),
-            "files": len(job.headers) or 1,
-            "series_uid": job.headers[0].series_uid if job.headers else "",
-            "content_sha256": content_of(job),
-        }
-        volume = resample(image, grid)
+        current = there if there is not None and there.key == key and writer.is_intact(there) else None
+        if current is None:
+            if there is not None and job.readers:
+                return Outcome("rejected", stays(job.readers))
+            volume, origin_mm, original = _read(job)
     except RejectedImage as error:
         return Outcome("rejected", str(error))
     except MemoryError:
         return Outcome("rejected", "not enough memory to read it; use fewer workers")
     except Exception as error:
+        if is_full_disk(error):
+            raise
         return Outcome("rejected", f"unreadable: {type(error).__name__}: {error}")
-    writer.add(job.case_id, volume, grid.origin_mm, job.path, original, key)
-    before, after = ("x".join(map(str, size)) for size in (image.GetSize()[::-1], volume.shape))
+    # From here on whatever fails is the cache's, not the source's.
+    if current is not None:
+        if current.source == job.path:
+            return Outcome("unchanged", "unchanged since it was cached")
+        writer.move(current, job.path)
+        return Outcome("unchanged", f"unchanged since it was cached from {current.source}")
+    writer.add(job.case_id, volume, origin_mm, job.path, original, key)
+    before, after = ("x".join(map(str, size)) for size in (original["size_xyz"][::-1], volume.shape))
     return Outcome("new", f"cached: {before} voxels (D, H, W) became {after}")
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether something could not be written: no property of the file that was being read, whose reader
+    writes too (into the folder for temporary files)."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def _read(job: Job) -> tuple[np.ndarray, tuple[float, float, float], dict[str, Any]]:
+    """The job's volume on the common grid, the origin of that grid, and what the source says of itself."""
+    if job.headers:
+        image, grid = read_series(job.headers, job.limits)
+    else:
+        image, grid = read_file(job.path, job.limits)
+    check_size(grid, job.limits)
+    check_intensities(sitk.GetArrayViewFromImage(image))
+    original = {
+        "size_xyz": image.GetSize(),
+        "spacing_xyz_mm": image.GetSpacing(),
+        "origin_xyz_mm": image.GetOrigin(),
+        "direction_xyz": image.GetDirection(),
+        "pixel_type": image.GetPixelIDTypeAsString(),
+        "files": len(job.headers) or 1,
+        "series_uid": job.headers[0].series_uid if job.headers else "",
+        "content_sha256": content_of(job),
+    }
+    return resample(image, grid), grid.origin_mm, original
 
 
 def stays(readers: str) -> str:

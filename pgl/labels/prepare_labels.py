@@ -28,7 +28,7 @@ from pgl.labels.resampling import resample_label
 from pgl.labels.settings import LabelSettings
 from pgl.labels.store import is_label_intact, write_label
 from pgl.manifest import CaseRecord
-from pgl.prepare_case import Outcome, stays
+from pgl.prepare_case import Outcome, is_full_disk, stays
 from pgl.prepare_report import PrepareReport, ReportEntry
 from pgl.workers import JobFailed, WorkerDied, run_isolated
 
@@ -152,6 +152,9 @@ def prepare_label(job: LabelJob) -> Outcome:
     """Read, check, resample and store one label, unless a current copy is in the cache.
 
     Anything that is wrong with the label is an :class:`Outcome` "rejected"; exceptions are those of writing.
+
+    Raises:
+        OSError: something cannot be written, for example because the disk is full.
     """
     folder, case = Path(job.output), job.case
     try:
@@ -180,6 +183,8 @@ def prepare_label(job: LabelJob) -> Outcome:
     except MemoryError:
         return Outcome("rejected", "not enough memory to read it; use fewer workers")
     except Exception as error:
+        if is_full_disk(error):
+            raise
         return Outcome("rejected", f"unreadable: {type(error).__name__}: {error}")
     subject = job.target.subject
     record = write_label(folder, case, volume, subject, dict(job.classes), job.target.path, key)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+import pgl.cache
 import pgl.downstream.reading
 import pgl.labels.prepare_labels
 import pgl.labels.reading
@@ -132,6 +133,22 @@ def slow_prepare_case(job: Job) -> Outcome:
 def failing_prepare_case(job: Job) -> Outcome:
     """As ``prepare_case`` when the disk is full."""
     raise OSError(28, "No space left on device")
+
+
+def _no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def prepare_case_without_room(job: Job) -> Outcome:
+    """As ``prepare_case``, with a cache that has no room for a case's entry."""
+    pgl.cache.write_json = _no_space
+    return prepare_case(job)
+
+
+def prepare_label_without_room(job: LabelJob) -> Outcome:
+    """As ``prepare_label``, with a reader that has no room for its temporary files."""
+    pgl.labels.prepare_labels.read_label = _no_space
+    return pgl.labels.prepare_labels.prepare_label(job)
 
 
 def nap(seconds: float) -> float:
