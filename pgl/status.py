@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ _RECENT_LINES = 50
 # checkpoints and a cold start write no training lines either.
 _PATIENCE, _LEAST_PATIENCE_S = 10.0, 60.0
 _STOPPED = "stopped after step"
+# Said once last.pt of the last step is written. That there is one says little, for the first is written at
+# step 0; and a copy of the folder may have changed its age.
+_DONE = re.compile(r"\bdone: (\d+) steps\b")
 
 State = Literal["running", "finished", "stopped", "failed", "silent"]
 
@@ -29,7 +33,8 @@ class Status:
 
     Args:
         run: its folder.
-        state: ``running``; ``finished``: all steps done; ``stopped``: on request, ``--resume`` goes on;
+        state: ``running``; ``finished``: all steps done and the last
+            checkpoint written; ``stopped``: on request, ``--resume`` goes on;
             ``failed``: its loss became infinite or no number; or ``silent``: it should have written a line by
             now, so it is dead, hangs, or is very slow.
         step, steps: done, and of the whole run.
@@ -91,7 +96,7 @@ def status_of(run: str | os.PathLike[str], now: float | None = None) -> Status:
     checkpoint = _age(checkpoint_path(folder, LAST), now)
     left = max(0, facts.steps - facts.step)
     state: State
-    if not left and checkpoint is not None:
+    if not left and checkpoint is not None and _is_done(facts):
         state = "finished"
     elif facts.bad_steps and facts.bad_steps[-1] > facts.step:
         state = "failed"
@@ -177,6 +182,10 @@ def _patience(facts: RunFacts, speed: float | None) -> float:
     between = facts.settings["train.log_every"]
     usual = between / speed if speed else 0.0
     return max(_LEAST_PATIENCE_S, _PATIENCE * usual)
+
+
+def _is_done(facts: RunFacts) -> bool:
+    return any((told := _DONE.search(line)) and int(told[1]) == facts.steps for line in facts.log)
 
 
 def _was_stopped(facts: RunFacts) -> bool:

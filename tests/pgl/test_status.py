@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from pgl.checkpoint import LAST, checkpoint_path
+import pgl.pretrain
+from pgl.checkpoint import LAST, checkpoint_path, save_checkpoint
 from pgl.cli import main
 from pgl.status import Status, status_of
 
 from .run_files import training_line, validation_line, write_run
+from .training_data import make_cache, small_config
 
 NOW = 1_800_000_000.0
+DONE = "done: 100 steps, everything lies in run"
 
 
 def aged(run: Path, line_s: float, checkpoint_s: float | None = None) -> Path:
@@ -69,8 +72,31 @@ def test_a_slow_run_gets_more_patience(tmp_path):
 
 
 def test_a_run_at_its_last_step_has_finished_however_old_it_is(tmp_path):
-    status = seen(tmp_path, 100, line_s=1e6, checkpoint_s=1e6)
+    log = [DONE, "resuming run after step 100 of 100"]
+    status = seen(tmp_path, 100, line_s=1e6, checkpoint_s=1e6, log=log)
     assert (status.state, status.seconds_left) == ("finished", 0)
+
+
+@pytest.mark.parametrize(("line_s", "state"), [(30, "running"), (1e6, "silent")])
+def test_a_run_in_or_killed_in_its_last_validation_has_not_finished(tmp_path, line_s, state):
+    # last.pt is of an earlier step, though a copy of the folder may have made it the newer file.
+    for checkpoint_s in (line_s + 100, line_s - 1):
+        status = seen(tmp_path, 100, line_s, checkpoint_s, log=["step 0: matching accuracy 0.05"])
+        assert (status.state, status.step) == (state, 100)
+    assert status.well == (state == "running")
+
+
+def test_a_real_run_has_finished_when_its_last_checkpoint_is_written_and_not_before(tmp_path, monkeypatch):
+    states = []
+
+    def noted(path, content):
+        states.append((content["step"], path.name, status_of(tmp_path / "run").state))
+        save_checkpoint(path, content)
+
+    monkeypatch.setattr(pgl.pretrain, "save_checkpoint", noted)
+    run = pgl.pretrain.pretrain(small_config(make_cache(tmp_path / "cache"), tmp_path / "run", steps=2))
+    assert states[-1] == (2, LAST, "running")
+    assert status_of(run).state == "finished"
 
 
 def test_a_run_that_was_stopped_is_not_called_silent(tmp_path):
