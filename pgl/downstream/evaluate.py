@@ -15,7 +15,7 @@ from pgl.downstream.reading import failure, read_numbers, read_pair
 from pgl.images import RejectedImage
 from pgl.labels.alignment import Geometry, misalignment
 from pgl.labels.classes import HIGHEST_CLASS, read_classes
-from pgl.labels.pairs import CLASS_FILES, named_files
+from pgl.labels.pairs import CLASS_FILES, named_files, without_partner
 from pgl.labels.reading import check_classes
 from pgl.workers import TIMEOUT_S, check_timeout, run_isolated
 
@@ -39,7 +39,8 @@ def evaluate(
     """Score each prediction against the label of the same name, on the label's grid.
 
     Args:
-        predictions, labels: folders of label maps, searched to the bottom.
+        predictions, labels: folders of label maps, searched to the bottom. Links are followed; a file
+            that is reached twice under one name counts once.
         prediction_name, label_name: how the files are called, one ``*`` for what a pair has in common.
         classes: JSON or YAML file of class names and numbers; otherwise ``labels.json`` in or beside
             ``predictions`` or ``labels``, otherwise the numbers in the labels.
@@ -64,9 +65,10 @@ def evaluate(
         for folder, pattern in zip(folders, (prediction_name, label_name), strict=True)
     )
     unpaired = [*first, *second]
-    unpaired += [(str(ours[n]), "prediction without label") for n in sorted(set(ours) - set(theirs))]
-    unpaired += [(str(theirs[n]), "label without prediction") for n in sorted(set(theirs) - set(ours))]
-    jobs = [(str(ours[name]), str(theirs[name]), name) for name in sorted(set(ours) & set(theirs))]
+    paired = sorted(set(ours) & set(theirs))
+    unpaired += [(str(ours[n]), "prediction without label") for n in without_partner(ours, paired)]
+    unpaired += [(str(theirs[n]), "label without prediction") for n in without_partner(theirs, paired)]
+    jobs = [(str(ours[name]), str(theirs[name]), name) for name in paired]
     scores: list[Score] = []
     refused: list[tuple[str, str]] = []
     declared = _declared(folders, classes, merge)

@@ -95,7 +95,7 @@ def find_files(
         root = os.path.abspath(source)
         if not os.path.exists(root):
             raise FileNotFoundError(f"SOURCE {os.fspath(source)!r} does not exist")
-        for path in _walk(root, skip, found):
+        for path in walk(root, found.rejected, skip):
             real = os.path.realpath(path)
             if real in seen:
                 continue
@@ -110,16 +110,26 @@ def find_files(
     return found
 
 
-def _walk(root: str, skip: str | None, found: Found) -> Iterator[str]:
+def walk(root: str, unreadable: list[tuple[str, str]], skip: str | None = None) -> Iterator[str]:
+    """The files below a folder, by name; ``root`` itself if it is a file.
+
+    Links are followed, and a folder that is reached twice counts once, so that links in circles end. Hidden
+    files and folders are passed over.
+
+    Args:
+        root: where to begin.
+        unreadable: folders that cannot be entered are added here, with the reason.
+        skip: the real path of a folder not to enter.
+    """
     if not os.path.isdir(root):
         yield root
         return
     visited: set[str] = set()
 
-    def unreadable(error: OSError) -> None:
-        found.rejected.append((str(error.filename), f"unreadable folder: {error.strerror}"))
+    def note(error: OSError) -> None:
+        unreadable.append((str(error.filename), f"unreadable folder: {error.strerror}"))
 
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=unreadable):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=note):
         real = os.path.realpath(folder)
         if real in visited or real == skip:
             folders.clear()

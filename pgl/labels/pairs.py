@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pgl.images.find import IMAGE_SUFFIXES
+from pgl.images.find import IMAGE_SUFFIXES, walk
 from pgl.images.native import split_suffixes
 from pgl.labels.classes import read_classes
 from pgl.labels.layouts import LabelPlan, LabelTarget
@@ -16,22 +17,29 @@ CLASS_FILES = ("labels.json", "classes.json")
 
 
 def named_files(folder: Path, pattern: str) -> tuple[dict[str, Path], list[tuple[str, str]]]:
-    """Image files below a folder by the part of their name that ``*`` stands for, and those whose part
-    another one already has, with the reason."""
+    """Image files below a folder by the part of their name that ``*`` stands for, and what is wrong there:
+    files whose part another file already has, and folders that cannot be read, each with the reason.
+
+    Links are followed, and a file that is reached twice under one name counts once.
+    """
     found: dict[str, Path] = {}
-    twice: list[tuple[str, str]] = []
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            part = shared_part(name, pattern)
-            is_image = split_suffixes(name)[1].lower() in IMAGE_SUFFIXES
-            if part is None or not is_image or name.startswith("."):
-                continue
-            if part in found:
-                twice.append((str(Path(root, name)), f"has the same name as {found[part]}: rename one"))
-            else:
-                found[part] = Path(root, name)
-    return found, twice
+    problems: list[tuple[str, str]] = []
+    for path in map(Path, walk(os.fspath(folder), problems)):
+        part = shared_part(path.name, pattern)
+        if part is None or split_suffixes(path.name)[1].lower() not in IMAGE_SUFFIXES:
+            continue
+        if part not in found:
+            found[part] = path
+        elif os.path.realpath(path) != os.path.realpath(found[part]):
+            problems.append((str(path), f"has the same name as {found[part]}: rename one"))
+    return found, problems
+
+
+def without_partner(files: Mapping[str, Path], paired: Iterable[str]) -> list[str]:
+    """The names of files that are not among the ``paired``; other names (links) of paired files are none."""
+    names = set(paired)
+    used = {os.path.realpath(files[name]) for name in names}
+    return [name for name in sorted(set(files) - names) if os.path.realpath(files[name]) not in used]
 
 
 def shared_part(name: str, pattern: str) -> str | None:
@@ -59,13 +67,13 @@ class Pairs:
         if not folder.is_dir():
             raise FileNotFoundError(f"labels: {os.fspath(settings.labels or '')!r} is no folder")
         self.folder, self.settings = folder, settings
-        self.labels, twice = named_files(folder, settings.label_name)
+        self.labels, problems = named_files(folder, settings.label_name)
         if not self.labels:
             raise ValueError(
                 f"labels: {folder} holds no image file whose name matches {settings.label_name!r} "
                 "(label_name)"
             )
-        self.plan = LabelPlan("pairs", self._classes(), problems=twice)
+        self.plan = LabelPlan("pairs", self._classes(), problems=problems)
         self.plan.label_files = {os.path.realpath(path) for path in self.labels.values()}
 
     def _classes(self) -> dict[int, str]:
@@ -102,7 +110,7 @@ class Pairs:
             else:
                 taken[part] = image
                 self.plan.targets[os.path.realpath(image)] = LabelTarget(str(self.labels[part]), part)
-        for part in sorted(set(self.labels) - set(taken)):
+        for part in without_partner(self.labels, taken):
             self.plan.problems.append(
                 (str(self.labels[part]), f"label without image: no image is called {part!r}")
             )
