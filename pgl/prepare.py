@@ -113,8 +113,9 @@ def prepare(
 
     It may be interrupted at any moment and run again: finished cases are kept if their source and the
     settings are the same, others are made anew. A source given again is mirrored, so cases whose file is gone
-    from it or now left out are removed; cases from sources that are not given this time stay. A source that
-    was moved keeps its cases; a file of the same name and other content, elsewhere, is another case.
+    from it or now left out are removed. Cases from sources that are not given this time stay, and, with a
+    warning, those of a source in which no volume is found (an unmounted disk). A source that was moved keeps
+    its cases; a file of the same name and other content, elsewhere, is another case.
 
     While a run trains on the cache, cases are added, but none is changed or removed: what would be is
     rejected, for now.
@@ -187,7 +188,7 @@ def prepare(
             console.print(f"stopped with {finished} cases finished; run the same command again to go on")
             raise
         if jobs and not readers:
-            report.removed = _remove_outdated(writer, sources, report)
+            report.removed = _remove_outdated(writer, sources, jobs, report, console)
         report.cases = len(writer.finish())
         report.seconds = time.monotonic() - started
         path = report.write()
@@ -237,19 +238,45 @@ def _run_jobs(
 
 
 def _remove_outdated(
-    writer: CacheWriter, sources: Sequence[str | os.PathLike[str]], report: PrepareReport
+    writer: CacheWriter,
+    sources: Sequence[str | os.PathLike[str]],
+    jobs: Sequence[Job],
+    report: PrepareReport,
+    console: Console,
 ) -> int:
+    """Remove the cases that their SOURCE no longer has. Where it has no volume at all, its disk may not be
+    mounted: then they stay, with a warning."""
     current = {entry.case_id for entry in report.accepted}
-    roots = [os.path.abspath(source) for source in sources]
-    outdated = [
-        record.case_id
-        for record in writer.finished()
-        if record.case_id not in current
-        and any(record.source == root or record.source.startswith(os.path.join(root, "")) for root in roots)
+    roots = [os.path.abspath(source) for source in dict.fromkeys(sources)]
+    # A SOURCE may be reached through another's links.
+    paths = {path for job in jobs for path in (job.path, os.path.realpath(job.path))}
+    empty = [
+        root
+        for root in roots
+        if os.path.isdir(root)
+        and not any(_lies_in(path, place) for path in paths for place in (root, os.path.realpath(root)))
     ]
-    for case_id in outdated:
-        writer.remove(case_id)
-    return len(outdated)
+    removed, kept = 0, Counter[str]()
+    for record in writer.finished():
+        owners = [root for root in roots if _lies_in(record.source, root)]
+        if record.case_id in current or not owners:
+            continue
+        doubtful = next((root for root in owners if root in empty), None)
+        if doubtful is None:
+            writer.remove(record.case_id)
+            removed += 1
+        else:
+            kept[doubtful] += 1
+    for root, count in kept.items():
+        cases = "1 case made from it stays" if count == 1 else f"{count} cases made from it stay"
+        line = f"no volume was found in SOURCE {printable(root)}, so the {cases} in the cache: "
+        line += "is its disk mounted?"
+        console.print(Text.assemble(("WARNING ", "bold red"), line), soft_wrap=True)
+    return removed
+
+
+def _lies_in(path: str, root: str) -> bool:
+    return path == root or path.startswith(os.path.join(root, ""))
 
 
 def _summarise(report: PrepareReport, path: Path, console: Console) -> None:
