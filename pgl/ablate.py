@@ -103,7 +103,7 @@ def ablate(
         A dict for each run (:func:`pgl.ablation_table.row_of`).
 
     Raises:
-        ValueError: seeds or rows are wrong, or a run that is there has other settings.
+        ValueError: seeds or rows are wrong, or a run that is there has other settings or other weights.
         InUse: another process is at this ablation.
         AblationStopped: a run failed or was interrupted; ablating again goes on there.
     """
@@ -129,6 +129,7 @@ def _ablate(
     if tuning is not None:
         for run in runs.values():
             tuning.refuse_seen(run)
+        tuning.refuse_other_weights(list(runs.values()))
     for place, run in enumerate(runs.values(), start=1):
         name = Path(run.output).name
         if is_done(Path(run.output), run.train.steps):

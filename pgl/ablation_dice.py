@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from pgl.cache import VolumeCache
+from pgl.child_runs import is_pretrained
+from pgl.comparison.encoders import keep_exported, other_weights, refuse_tunings
 from pgl.comparison.runs import NOT_COMPARED, run_finetuning
 from pgl.comparison.unseen import write_unseen
 from pgl.config import PretrainConfig
 from pgl.downstream.beforehand import check_beforehand
 from pgl.downstream.config import RANDOM, FinetuneConfig, check
 from pgl.downstream.fresh_stages import check_with_pretraining
-from pgl.export import export_encoder, read_export
+from pgl.downstream.resume import LAST
+from pgl.export import read_export
 from pgl.manifest import sha256_of
 from pgl.run_folder import CONFIG, ENVIRONMENT, cases_of
 from pgl.settings import refuse_other_settings
@@ -61,6 +64,28 @@ class Tuning:
                 "without --finetune, or the cache or the split has changed since; give another --output"
             )
 
+    def refuse_other_weights(self, runs: Sequence[PretrainConfig]) -> None:
+        """Refuse fine-tunings that were made from another pretraining than is there now, or will be.
+
+        The encoder file of a finished pretraining is exported anew if it is of another one.
+
+        Raises:
+            ValueError: names them.
+        """
+        reasons: list[tuple[Path, str]] = []
+        for run in runs:
+            tuning = self.of(run)
+            pretraining, folder, file = Path(run.output), Path(tuning.output), Path(tuning.weights)
+            there = is_pretrained(pretraining, run.train.steps)
+            wanted = keep_exported(pretraining, file) if there else None
+            results = folder / "results.json"
+            if results.is_file():
+                if not there or _weights_of(results) not in (None, wanted):
+                    reasons.append((folder, other_weights(results, pretraining, file, there)))
+            elif (folder / LAST).is_file() and not there:
+                reasons.append((folder, other_weights(folder, pretraining, file, there)))
+        refuse_tunings(reasons, "ablate again")
+
     def of(self, run: PretrainConfig) -> FinetuneConfig:
         """The fine-tuning of a run's encoder as it is after the last step."""
         name = Path(run.output).name
@@ -75,10 +100,8 @@ class Tuning:
     def run(self, run: PretrainConfig) -> int:
         """Fine-tune the encoder of a finished run, unless that is done; the exit code."""
         tuning = self.of(run)
-        if self.dice(run) is not None:
-            return 0
-        export_encoder(run.output, tuning.weights)
-        return run_finetuning(tuning)
+        keep_exported(Path(run.output), Path(tuning.weights))
+        return 0 if self.dice(run) is not None else run_finetuning(tuning)
 
     def check(self, runs: Sequence[PretrainConfig]) -> None:
         """Refuse a fine-tuning that cannot be as it is set or on its data, is there with other settings, or
@@ -118,6 +141,15 @@ class Tuning:
             return None
         value = results["mean"]["dice"]
         return None if value is None else float(value)
+
+
+def _weights_of(results: Path) -> str | None:
+    """SHA-256 of the file that a fine-tuning started from, None if that cannot be read."""
+    try:
+        content = json.loads(results.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("weights_sha256") if isinstance(content, dict) else None
 
 
 def read_tuning(file: str, output: Path) -> Tuning:

@@ -4,7 +4,7 @@ The output folder, DIR/::
 
     pretraining-cache/          the volumes that are pretrained on; no test case is among them
     pretrained/pgl-seed0/       runs of ``pgl pretrain``, one for each method and seed
-    encoders/pgl-seed0.pt       what ``pgl export`` made of their last step
+    encoders/pgl-seed0.pt       what ``pgl export`` makes of their last step; made anew when it is of another
     finetuned/pgl-fraction0.1-seed0/    runs of ``pgl finetune`` (with tasks: liver-pgl-fraction0.1-seed0)
     compare.csv                 one line a fine-tuning
     classes.csv                 one line a fine-tuning and class
@@ -32,16 +32,16 @@ from typing import Any, TypeVar
 from pgl.child_runs import is_pretrained, pretrain_in_child, remove_run, run_pgl, write_child_settings
 from pgl.comparison.classes import OF_CLASS
 from pgl.comparison.config import Comparison, Tuning
+from pgl.comparison.encoders import keep_exported, other_weights, refuse_tunings
 from pgl.comparison.page import write_results
 from pgl.comparison.side_by_side import INTERRUPTED, Job, cores_each, run_side_by_side
 from pgl.comparison.unseen import write_unseen
 from pgl.config import PretrainConfig
 from pgl.downstream.beforehand import check_beforehand
 from pgl.downstream.config import FinetuneConfig
+from pgl.downstream.resume import LAST
 from pgl.downstream.train import RESULTS_FORMAT
-from pgl.export import export_encoder
 from pgl.lock import only_writer
-from pgl.manifest import sha256_of
 from pgl.run_folder import CONFIG, cases_of
 from pgl.settings import refuse_other_settings, to_plain
 
@@ -130,20 +130,32 @@ class _Ready:
 
     def __init__(self, comparison: Comparison, cases: list[str]) -> None:
         self.comparison, self.cases = comparison, cases
-        self.pretrained: set[tuple[str, int]] = set()
+        self.encoders: dict[tuple[str, int], str] = {}  # the finished pretrainings, and their files' SHA-256
         self.results: dict[str, dict[str, Any]] = {}
         self.written, self.writing_took = -math.inf, 0.0
 
     def take_what_is_there(self, say: Callable[[str], None]) -> None:
-        """Note the runs that were done before."""
+        """Note the runs that were done before.
+
+        Raises:
+            ValueError: one of them does not belong to the others.
+        """
         comparison = self.comparison
         for source, run in comparison.pretrainings.items():
             if is_pretrained(Path(run.output), run.train.steps):
                 self._take_pretraining(source)
-        for place, tuning in enumerate(comparison.tunings, start=1):
+        refused: list[tuple[Path, str]] = []
+        for tuning in comparison.tunings:
             if is_tuned(tuning.config):
-                name = Path(tuning.config.output).name
-                self.results[name] = _results(tuning.config)
+                results = _results(tuning.config)
+                self.results[Path(tuning.config.output).name] = results
+                refused += self._refusal(tuning, results)
+            elif (Path(tuning.config.output) / LAST).is_file():
+                refused += self._refusal(tuning)
+        refuse_tunings(refused, "compare again")
+        for place, tuning in enumerate(comparison.tunings, start=1):
+            name = Path(tuning.config.output).name
+            if name in self.results:
                 say(f"{name}: done before ({place} of {len(comparison.tunings)} fine-tunings)")
 
     def jobs(self) -> list[Job]:
@@ -158,7 +170,7 @@ class _Ready:
         def with_pretraining(tuning: Tuning) -> frozenset[str]:
             """What a fine-tuning waits for, which is among the jobs now."""
             source = self.comparison.source_of(tuning)
-            if source is None or source in self.pretrained:
+            if source is None or source in self.encoders:
                 return frozenset()
             jobs.setdefault(_name(source), self._pretraining_job(source))
             return frozenset({_name(source)})
@@ -222,16 +234,30 @@ class _Ready:
                 f"{folder} was pretrained on other cases ({other}): the cache or the split has changed "
                 "since; give another --output"
             )
-        file = self.comparison.encoder_file(*source)
-        if not file.is_file():
-            export_encoder(folder, file)
-        self.pretrained.add(source)
+        self.encoders[source] = keep_exported(folder, self.comparison.encoder_file(*source))
 
     def _take_tuning(self, tuning: Tuning, name: str) -> None:
-        self.results[name] = _results(tuning.config)
+        results = _results(tuning.config)
+        refuse_tunings(self._refusal(tuning, results), "compare again")
+        self.results[name] = results
         # Drawing takes seconds; while runs end faster than that, not after each of them.
         if time.monotonic() - self.written > _LEAST_BETWEEN_WRITES * self.writing_took:
             self.write()
+
+    def _refusal(self, tuning: Tuning, results: dict[str, Any] | None = None) -> list[tuple[Path, str]]:
+        """Why a fine-tuning that is there cannot be taken, if so; without ``results`` it is not finished."""
+        source, folder = self.comparison.source_of(tuning), Path(tuning.config.output)
+        there = source is None or source in self.encoders
+        wanted = None if source is None else self.encoders.get(source)
+        # One that is not finished compares its weights itself, once there are some.
+        if there and (results is None or results["weights_sha256"] == wanted):
+            return []
+        path = folder if results is None else folder / "results.json"
+        if source is None:
+            return [(folder, f"{path} was made with other weights than random ones")]
+        file = self.comparison.encoder_file(*source)
+        pretraining = Path(self.comparison.pretrainings[source].output)
+        return [(folder, other_weights(path, pretraining, file, there))]
 
 
 def _name(source: tuple[str, int]) -> str:
@@ -282,7 +308,7 @@ def _results(run: FinetuneConfig) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text("utf-8"))
         good = results["format"] == RESULTS_FORMAT and results["steps"] == run.train.steps
-        weights = results["weights_sha256"]
+        assert results["weights_sha256"] is None or isinstance(results["weights_sha256"], str)
         assert isinstance(results["cases"], list)
         assert all(set(own) >= set(OF_CLASS) for own in results["mean"]["classes"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
@@ -292,10 +318,5 @@ def _results(run: FinetuneConfig) -> dict[str, Any]:
     if not good:
         raise ValueError(
             f"{path} is of {results['steps']} steps, not {run.train.steps}: give another --output"
-        )
-    if weights is not None and weights != sha256_of(Path(run.weights)):
-        raise ValueError(
-            f"{path} was made with other weights than {run.weights} holds now: delete {path.parent} and "
-            "compare again"
         )
     return dict(results)
