@@ -44,7 +44,7 @@ class Tuning:
         """The settings of the pretrainings, from a cache of their cases without those that are tested on."""
         cache = self.folder / UNSEEN
         kept, left_out = write_unseen(self.shared.data, Path(config.data), cache, self.shared.split)
-        say(f"pretraining on {len(kept)} cases, without {len(left_out)} test cases")
+        say(f"pretraining on {len(kept)} cases, without {len(left_out)} volumes of test cases")
         return replace(config, data=cache)
 
     def refuse_seen(self, run: PretrainConfig) -> None:

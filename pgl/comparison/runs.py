@@ -41,7 +41,7 @@ from pgl.downstream.beforehand import check_beforehand
 from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.resume import LAST
 from pgl.downstream.train import RESULTS_FORMAT
-from pgl.lock import only_writer
+from pgl.lock import only_writer, reading
 from pgl.run_folder import CONFIG, cases_of
 from pgl.settings import refuse_other_settings, to_plain
 
@@ -82,11 +82,12 @@ def compare(comparison: Comparison, say: Callable[[str], None] = print) -> dict[
 
     Raises:
         ValueError: a run that is there has other settings, other cases or other weights.
-        InUse: another process is at this comparison.
+        InUse: another process is at this comparison, or ``pgl prepare`` is changing a cache.
         ComparisonStopped: a run failed, the time is over, or all was interrupted; comparing again goes on
             there.
     """
-    with only_writer(comparison.settings.output):
+    # The labelled cases stay as they are from the first run to the last.
+    with only_writer(comparison.settings.output), reading(comparison.settings.data):
         return _compare(comparison, say)
 
 
@@ -99,7 +100,7 @@ def _compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, An
     check_beforehand((tuning.task, tuning.config) for tuning in comparison.tunings)
     split = comparison.tunings[0].config.split
     kept, left_out = write_unseen(settings.data, settings.unlabelled, comparison.pretraining_cache, split)
-    say(f"pretraining on {len(kept)} cases, without {len(left_out)} test cases")
+    say(f"pretraining on {len(kept)} cases, without {len(left_out)} volumes of test cases")
     for doubt in comparison.doubts:
         say(doubt)
     ready = _Ready(comparison, kept)

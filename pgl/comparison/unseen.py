@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 from pgl.atomic import atomic_path
@@ -11,6 +12,7 @@ from pgl.cache import VolumeCache
 from pgl.downstream.config import SplitSettings
 from pgl.downstream.splits import split_cases
 from pgl.labels.store import read_labels
+from pgl.lock import reading
 from pgl.manifest import CaseRecord, write_manifest
 
 
@@ -19,8 +21,9 @@ def write_unseen(
 ) -> tuple[list[str], list[str]]:
     """Make the cache ``output`` of the volumes of ``unlabelled`` (or ``data``) without the test cases.
 
-    A case is a test case if it has the name of one in the same cache, or in another cache the same voxels or
-    the same source file. Volumes are hard links where the file system can.
+    A case is left out if it is a test case, or has the same voxels or the same source file as one, under
+    whatever name and in whatever cache. Volumes are hard links where the file system can. Both caches are
+    kept as they are meanwhile.
 
     Args:
         data: the labelled cache.
@@ -33,7 +36,17 @@ def write_unseen(
 
     Raises:
         FileNotFoundError, ValueError: there is no such cache, it has no labels, or nothing is left of it.
+        InUse: ``pgl prepare`` is changing one of them.
     """
+    with ExitStack() as locks:
+        for cache in {data, data if unlabelled is None else unlabelled}:
+            locks.enter_context(reading(cache))
+        return _write_unseen(data, unlabelled, output, split)
+
+
+def _write_unseen(
+    data: Path, unlabelled: Path | None, output: Path, split: SplitSettings
+) -> tuple[list[str], list[str]]:
     labels = read_labels(data)
     if not labels:
         raise ValueError(f"{data} holds no labels: run pgl prepare with --labels DIR, see docs/data.md")
@@ -42,11 +55,10 @@ def write_unseen(
     test_ids = {record.case_id for record in labels if record.subject in test}
     labelled = {case.case_id: case for case in VolumeCache(data).cases}
     cache = VolumeCache(data if unlabelled is None else unlabelled)
-    if unlabelled is None:
-        left_out = [case for case in cache.cases if case.case_id in test_ids]
-    else:
-        known = {mark for name in test_ids for mark in _marks(labelled[name])}
-        left_out = [case for case in cache.cases if known & _marks(case)]
+    known = {mark for name in test_ids for mark in _marks(labelled[name])}
+    # In another cache a name tells nothing.
+    named = test_ids if unlabelled is None else set()
+    left_out = [case for case in cache.cases if case.case_id in named or known & _marks(case)]
     names = {case.case_id for case in left_out}
     kept = [case for case in cache.cases if case.case_id not in names]
     if not kept:

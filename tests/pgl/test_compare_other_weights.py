@@ -1,4 +1,4 @@
-"""``pgl compare``, ``pgl ablate``: fine-tunings of another pretraining are not taken for those of this one."""
+"""``pgl compare``, ``pgl ablate``: fine-tunings of another pretraining are not taken for this one's."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_the_command_compares_in_processes_of_its_own_and_prints_the_table(data,
              "--initialisations", "random,pgl", "--fractions", "1", "--seeds", "0"]  # fmt: skip
     assert main(words) == 0
     out = capfd.readouterr().out
-    assert "pretraining on 6 cases, without 2 test cases" in out and "over random" in out
+    assert "pretraining on 6 cases, without 2 volumes of test cases" in out and "over random" in out
     result = json.loads((tmp_path / "c" / "compare.json").read_text("utf-8"))
     assert [r["initialisation"] for r in result["runs"]] == ["random", "pgl"]
     assert main(words) == 0

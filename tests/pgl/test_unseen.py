@@ -11,6 +11,7 @@ from pgl.cache import CacheWriter, VolumeCache
 from pgl.comparison.unseen import write_unseen
 from pgl.downstream.config import SplitSettings
 from pgl.downstream.splits import split_cases
+from pgl.lock import InUse, keep_readers_out, only_writer
 
 from .labelled_data import labelled_cache, tissue
 from .training_data import make_cache
@@ -73,3 +74,37 @@ def test_a_cache_without_labels_or_without_anything_else_is_refused(data, tmp_pa
     writer.finish()
     with pytest.raises(ValueError, match="holds test cases alone"):
         write_unseen(data, tmp_path / "one", tmp_path / "unseen", SplitSettings(test_subjects=["p1"]))
+
+
+def test_copies_of_test_cases_in_the_same_cache_are_left_out_too(tmp_path):
+    writer = CacheWriter(tmp_path / "data", (3.0, 1.0, 1.0))
+    for n in range(4):
+        writer.add(f"p{n}-id", tissue(n)[0], original={"content_sha256": f"file{n}"})
+    labelled = labelled_cache_from(writer, tmp_path / "data")
+    # The same voxels from a file of its own, and the same file on another grid.
+    writer.add("again", tissue(1)[0], original={"content_sha256": "another"})
+    writer.add("resampled", tissue(2)[0][:8].copy(), original={"content_sha256": "file2"})
+    writer.add("of-training", tissue(3)[0], original={"content_sha256": "file3"})
+    writer.add("without-marks", tissue(5)[0])
+    writer.finish()
+    split = SplitSettings(test_subjects=["p1", "p2"])
+    kept, left_out = write_unseen(labelled, None, tmp_path / "unseen", split)
+    assert left_out == ["again", "p1-id", "p2-id", "resampled"]
+    assert set(kept) == {"p0-id", "p3-id", "of-training", "without-marks"}
+    # Named as another cache it is the same.
+    assert write_unseen(labelled, labelled, tmp_path / "named", split) == (kept, left_out)
+
+
+@pytest.mark.parametrize("which", ["labelled", "unlabelled"])
+def test_a_cache_that_is_being_prepared_is_not_taken_half(data, tmp_path, which):
+    other = make_cache(tmp_path / "more")
+    writing = data if which == "labelled" else other
+    for unlabelled in (None, other) if which == "labelled" else (other,):
+        with (
+            only_writer(writing),
+            keep_readers_out(writing),
+            pytest.raises(InUse, match=f"is writing to {writing}: wait until it has ended"),
+        ):
+            write_unseen(data, unlabelled, tmp_path / "unseen", SplitSettings())
+        assert not (tmp_path / "unseen").exists()
+    assert write_unseen(data, other, tmp_path / "unseen", SplitSettings())[0]
