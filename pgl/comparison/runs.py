@@ -39,8 +39,10 @@ from pgl.comparison.unseen import write_unseen
 from pgl.config import PretrainConfig
 from pgl.downstream.beforehand import check_beforehand
 from pgl.downstream.config import FinetuneConfig
+from pgl.downstream.labels import digest_of
 from pgl.downstream.resume import LAST
 from pgl.downstream.train import RESULTS_FORMAT
+from pgl.labels.store import read_labels
 from pgl.lock import only_writer, reading
 from pgl.run_folder import CONFIG, cases_of
 from pgl.settings import refuse_other_settings, to_plain
@@ -133,6 +135,7 @@ class _Ready:
         self.comparison, self.cases = comparison, cases
         self.encoders: dict[tuple[str, int], str] = {}  # the finished pretrainings, and their files' SHA-256
         self.results: dict[str, dict[str, Any]] = {}
+        self.labels = read_labels(comparison.settings.data)
         self.written, self.writing_took = -math.inf, 0.0
 
     def take_what_is_there(self, say: Callable[[str], None]) -> None:
@@ -250,6 +253,10 @@ class _Ready:
         source, folder = self.comparison.source_of(tuning), Path(tuning.config.output)
         there = source is None or source in self.encoders
         wanted = None if source is None else self.encoders.get(source)
+        if results is not None and self._is_of_other_data(results):
+            data = self.comparison.settings.data
+            why = f"{folder / 'results.json'} was made on other images or labels than {data} holds now"
+            return [(folder, why)]
         # One that is not finished compares its weights itself, once there are some.
         if there and (results is None or results["weights_sha256"] == wanted):
             return []
@@ -259,6 +266,11 @@ class _Ready:
         file = self.comparison.encoder_file(*source)
         pretraining = Path(self.comparison.pretrainings[source].output)
         return [(folder, other_weights(path, pretraining, file, there))]
+
+    def _is_of_other_data(self, results: dict[str, Any]) -> bool:
+        """Whether a case of a fine-tuning has changed since; results of earlier versions do not tell."""
+        made_on = results.get("data_sha256")
+        return made_on is not None and made_on != digest_of(self.labels, results["test"], results["training"])
 
 
 def _name(source: tuple[str, int]) -> str:
@@ -310,7 +322,7 @@ def _results(run: FinetuneConfig) -> dict[str, Any]:
         results = json.loads(path.read_text("utf-8"))
         good = results["format"] == RESULTS_FORMAT and results["steps"] == run.train.steps
         assert results["weights_sha256"] is None or isinstance(results["weights_sha256"], str)
-        assert isinstance(results["cases"], list)
+        assert all(isinstance(results[name], list) for name in ("cases", "test", "training"))
         assert all(set(own) >= set(OF_CLASS) for own in results["mean"]["classes"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +114,18 @@ class LabelledCache:
             if flat.size:
                 found[number] = np.stack(np.unravel_index(flat, label.shape), axis=1).astype(np.int32)
         return found
+
+
+def digest_of(records: Iterable[LabelRecord], *groups: Sequence[str]) -> str:
+    """A SHA-256 over the images and labels of cases, in whatever order they are named.
+
+    Args:
+        records: the labels of a cache.
+        groups: subjects, such as those that are tested on and those that are trained on.
+    """
+    sums = {record.subject: [record.case_sha256, record.sha256] for record in records}
+    content = [[[subject, sums.get(subject)] for subject in sorted(group)] for group in groups]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def make_task(

@@ -32,7 +32,7 @@ from pgl.atomic import write_json
 from pgl.downstream.config import RANDOM, FinetuneConfig, check
 from pgl.downstream.fresh_stages import check_with_file
 from pgl.downstream.inference import probabilities
-from pgl.downstream.labels import LabelledCache
+from pgl.downstream.labels import LabelledCache, digest_of
 from pgl.downstream.metrics import Score, score_case
 from pgl.downstream.model_file import NAME, Segmenter, save_model
 from pgl.downstream.network import Loaded, build_unet, load_pretrained
@@ -269,6 +269,7 @@ class _Run:
             "classes": list(self.cache.task.names),
             "spacing_mm": list(self.cache.images.spacing_mm),
             **vars(self.split),
+            "data_sha256": digest_of(self.cache.records, self.split.test, self.split.training),
             "mean": summarise(scores),
             "cases": plain_scores(scores),
         }

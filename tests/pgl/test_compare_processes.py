@@ -18,11 +18,13 @@ import yaml
 from pgl.cli import main
 from pgl.comparison import runs as module
 from pgl.comparison.runs import compare
+from pgl.lock import InUse, keep_readers_out, only_writer
 from pgl.settings import to_plain
 from tests.patience import PATIENCE_S, wait_until
 
 from .comparisons import comparison, run_here, settings_files, silently
 from .labelled_data import labelled_cache
+from .training_data import make_cache
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +156,30 @@ def test_a_stop_reaches_all_that_are_in_progress_and_they_save(data, tmp_path, s
     for run in runs[:2]:
         assert torch.load(run / "checkpoints/last.pt", weights_only=True)["step"] > 0
     assert not runs[2].exists()
+
+
+def test_while_a_comparison_goes_on_its_labelled_cases_stay_as_they_are(data, tmp_path, started, monkeypatch):
+    seen: list[str] = []
+    working = module.run_finetuning
+
+    def finetuning(run):
+        # What pgl prepare asks before it changes or removes a case.
+        with only_writer(data), keep_readers_out(data) as readers:
+            seen.append(readers)
+        return working(run)
+
+    monkeypatch.setattr(module, "run_finetuning", finetuning)
+    runs = comparison(data, tmp_path / "c", initialisations=("random",), fractions=(1.0,), seeds=(0,))
+    assert compare(runs, silently)["complete"]
+    assert len(seen) == 1 and f"process {os.getpid()} on" in seen[0]
+    with only_writer(data), keep_readers_out(data) as readers:
+        assert readers == ""
+
+
+def test_a_cache_that_is_being_prepared_is_not_compared_on(data, tmp_path, started):
+    more = make_cache(tmp_path / "more")
+    kinds = {"initialisations": ("random", "pgl"), "fractions": (1.0,), "seeds": (0,)}
+    for writing in (data, more):
+        with only_writer(writing), keep_readers_out(writing), pytest.raises(InUse, match="wait until it has"):
+            compare(comparison(data, tmp_path / "c", unlabelled=more, **kinds), silently)
+        assert started == [] and not (tmp_path / "c").exists()
