@@ -33,9 +33,8 @@ class Status:
 
     Args:
         run: its folder.
-        state: ``running``; ``finished``: all steps done and the last
-            checkpoint written; ``stopped``: on request, ``--resume`` goes on;
-            ``failed``: its loss became infinite or no number; or ``silent``: it should have written a line by
+        state: ``running``; ``finished``: all steps done and the last checkpoint written; ``stopped``: on
+            request, ``--resume`` goes on; ``failed``: its loss became infinite or no number; or ``silent``: it should have written a line by
             now, so it is dead, hangs, or is very slow.
         step, steps: done, and of the whole run.
         loss: of the last training line.
