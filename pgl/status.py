@@ -34,8 +34,8 @@ class Status:
     Args:
         run: its folder.
         state: ``running``; ``finished``: all steps done and the last checkpoint written; ``stopped``: on
-            request, ``--resume`` goes on; ``failed``: its loss became infinite or no number; or ``silent``: it should have written a line by
-            now, so it is dead, hangs, or is very slow.
+            request, ``--resume`` goes on; ``failed``: its loss became infinite or no number; or ``silent``:
+            it should have written a line by now, so it is dead, hangs, or is very slow.
         step, steps: done, and of the whole run.
         loss: of the last training line.
         matching_accuracy, untrained, best, best_step: of the last measurement, at step 0, and at best.
