@@ -50,16 +50,18 @@ NNUNET_VENV ?= build/venv-nnunet
 test-nnunet:
 	PYTHON=$(PYTHON) bash tests/nnunet.sh $(NNUNET_VENV)
 
+NATIVE := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh'
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*')
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files $(NATIVE))
 	$(BIN)/mypy pgl_ops pgl
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
+	$(BIN)/clang-format -i $$(git ls-files $(NATIVE))
 
 # The ops against their peers, small problems against the reference, and a training step against its networks.
 bench: install
