@@ -67,10 +67,9 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # Where a locale lacks a character, a mark takes its place: no work is lost for it.
-            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Where a locale lacks a character, a mark takes its place, as on stderr: no work is lost for it.
+        sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in words or os.environ.get("PGL_DEBUG", "0") not in ("", "0")
     words = [word for word in words if word != "--debug"]
     name = f"pgl {words[0]}" if words and words[0] in COMMANDS else "pgl"

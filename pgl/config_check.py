@@ -114,7 +114,7 @@ def _patch_and_context(config: PretrainConfig) -> None:
     if tuple(views.patch_size) == tuple(stride):
         raise ValueError(
             f"views.patch_size {tuple(views.patch_size)} leaves a single voxel at stage {deepest}, of stride "
-            f"{tuple(stride)}, which cannot be normalised: give at least twice that on one axis"
+            f"{tuple(stride)}: give at least twice that on one axis"
         )
 
 

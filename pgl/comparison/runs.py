@@ -236,7 +236,7 @@ class _Ready:
             other = ", ".join(sorted(trained_on ^ set(self.cases))[:5])
             raise ValueError(
                 f"{folder} was pretrained on other cases ({other}): the cache or the split has changed "
-                "since; give another --output"
+                "since, or an earlier version pretrained on copies of test cases; give another --output"
             )
         self.encoders[source] = keep_exported(folder, self.comparison.encoder_file(*source))
 

@@ -67,7 +67,8 @@ def evaluate(
     unpaired = [*first, *second]
     paired = sorted(set(ours) & set(theirs))
     unpaired += [(str(ours[n]), "prediction without label") for n in without_partner(ours, paired)]
-    unpaired += [(str(theirs[n]), "label without prediction") for n in without_partner(theirs, paired)]
+    # A label under two names is that of two cases.
+    unpaired += [(str(theirs[n]), "label without prediction") for n in sorted(set(theirs) - set(ours))]
     jobs = [(str(ours[name]), str(theirs[name]), name) for name in paired]
     scores: list[Score] = []
     refused: list[tuple[str, str]] = []

@@ -49,6 +49,7 @@ def save_state(
     folder: Path,
     config: FinetuneConfig,
     weights_sha256: str | None,
+    data_sha256: str,
     split: Split,
     step: int,
     network: nn.Module,
@@ -62,6 +63,7 @@ def save_state(
         "step": step,
         "config": to_plain(config),
         "weights_sha256": weights_sha256,
+        "data_sha256": data_sha256,
         "split": dict(vars(split)),
         "network": dict(network.state_dict()),
         "optimizer": {
@@ -74,13 +76,13 @@ def save_state(
 
 
 def load_state(
-    folder: Path, config: FinetuneConfig, weights_sha256: str | None, split: Split
+    folder: Path, config: FinetuneConfig, weights_sha256: str | None, data_sha256: str, split: Split
 ) -> dict[str, Any] | None:
     """The state to go on from; None for a run that starts, or was stopped before its first checkpoint.
 
     Raises:
-        ValueError: the settings, the weights or the cases differ from those of the run, or the file is
-            damaged.
+        ValueError: the settings, the weights, the cases, or their images or labels differ from those of the
+            run, or the file is damaged.
     """
     path = folder / LAST
     if not config.resume or not path.is_file():
@@ -104,5 +106,10 @@ def load_state(
         raise ValueError(
             f"--resume: the labelled cases of {config.data} are no longer those of the run in {folder}; give "
             "its own cache, or another --output for a new run"
+        )
+    if content.get("data_sha256", data_sha256) != data_sha256:
+        raise ValueError(
+            f"--resume: images or labels of {config.data} have changed since the run in {folder} was "
+            "stopped; give the cache as it was, or another --output for a new run"
         )
     return content

@@ -131,7 +131,8 @@ class _Run:
         optimizer = build_optimizer(self.network, config.optimizer)
         self.forward, self.optimizer = self.fabric.setup(self.network, optimizer)
         self.weights_sha256 = None if export is None else sha256_of(Path(config.weights))
-        saved = load_state(folder, config, self.weights_sha256, split)
+        self.data_sha256 = digest_of(cache.records, split.test, split.training)
+        saved = load_state(folder, config, self.weights_sha256, self.data_sha256, split)
         self.step = 0
         if saved:
             self.step = saved["step"]
@@ -215,6 +216,7 @@ class _Run:
                     self.folder,
                     config,
                     self.weights_sha256,
+                    self.data_sha256,
                     self.split,
                     self.step,
                     self.network,
@@ -269,7 +271,7 @@ class _Run:
             "classes": list(self.cache.task.names),
             "spacing_mm": list(self.cache.images.spacing_mm),
             **vars(self.split),
-            "data_sha256": digest_of(self.cache.records, self.split.test, self.split.training),
+            "data_sha256": self.data_sha256,
             "mean": summarise(scores),
             "cases": plain_scores(scores),
         }

@@ -129,7 +129,9 @@ class _NiftiHeader:
             raise RejectedImage(f"damaged NIfTI header: dimensions {dim}, {bits} bits, data at {offset}")
         if not all(math.isfinite(s) and s > 0 for s in steps[1 : 1 + min(rank, 3)]):
             raise RejectedImage(f"spacing {steps[1 : 1 + min(rank, 3)]} (x, y, z) is not positive")
-        if rank >= 3 and struct.unpack_from(f"{order}h", head, 254)[0] > 0:
+        qform_code, sform_code = struct.unpack_from(f"{order}2h", head, 252)
+        # A sform to another image or a template (codes 2 and above) may scale and shear, beside a qform.
+        if rank >= 3 and (sform_code == 1 or (sform_code > 0 and qform_code == 0)):
             _check_sform(np.frombuffer(head, f"{order}f4", 12, 280), steps[1:4])
         self.shown = "x".join(map(str, extents))
         self.voxels = math.prod(extents)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pgl.cache import CacheWriter
 from pgl.comparison.runs import compare
+from pgl.downstream.train import finetune
 from pgl.labels.store import write_label
 
 from .comparisons import comparison, run_here, silently
@@ -88,3 +90,18 @@ def test_results_of_earlier_versions_which_do_not_tell_are_taken_as_they_are(cop
     label_anew(data, results["test"][0], change=40)
     assert compare(comparison(data, folder, **RANDOM, seeds=(0,)), silently)["complete"]
     assert started == []
+
+
+def test_a_stopped_fine_tuning_does_not_go_on_with_other_labels(copies, started):
+    data, folder = copies
+    run = results_of(folder).parent
+    subject = json.loads(results_of(folder).read_text("utf-8"))["training"][0]
+    results_of(folder).unlink()
+    label_anew(data, subject, change=40)
+    config = next(iter(comparison(data, folder, **RANDOM, seeds=(0,)).tunings)).config
+    with pytest.raises(
+        ValueError, match=f"images or labels of {data} have changed since the run in {run} was"
+    ):
+        finetune(replace(config, resume=True))
+    label_anew(data, subject, change=0)
+    assert finetune(replace(config, resume=True))["steps"] == config.train.steps

@@ -82,7 +82,18 @@ def test_links_beside_predictions_and_labels_are_no_problem_of_evaluate(tmp_path
     write(tmp_path / "labels" / "x.nii.gz", trees.organ())
     for folder in ("ours", "labels"):
         add_links(tmp_path / folder, "x.nii.gz")
-    (tmp_path / "ours" / "copy_of_x.nii.gz").unlink()
+    for folder in ("ours", "labels"):
+        (tmp_path / folder / "copy_of_x.nii.gz").unlink()
+    (tmp_path / "ours" / "other_name.nii.gz").symlink_to("x.nii.gz")
     scores, problems = evaluate(tmp_path / "ours", tmp_path / "labels")
     assert problems == []
     assert {(score.subject, score.dice) for score in scores} == {("x", 1.0)}
+
+
+def test_a_label_under_two_names_wants_two_predictions(tmp_path):
+    for folder in ("ours", "labels"):
+        write(tmp_path / folder / "early.nii.gz", trees.organ())
+    late = tmp_path / "labels" / "late.nii.gz"
+    late.symlink_to("early.nii.gz")
+    _, problems = evaluate(tmp_path / "ours", tmp_path / "labels")
+    assert problems == [(str(late), "label without prediction")]

@@ -103,7 +103,7 @@ def bytes_below(folder):
     [
         ("p/a.nii.gz", "p", r"p/a\.nii\.gz would replace a file of SOURCE"),
         ("p/a.nii.gz", "link", r"link/a\.nii\.gz would replace a file of SOURCE"),
-        ("p/sub", "p", r"p/a\.nii\.gz is there and is no mask of an earlier `pgl predict`"),
+        ("p/sub", "p", r"p/a\.nii\.gz is there and is not marked as a mask of `pgl predict`"),
     ],
 )
 @pytest.mark.parametrize("classes", [None, {"background": 0, "bone": 1}])

@@ -38,11 +38,8 @@ def test_cases_of_an_empty_source_stay_beside_those_of_another(tmp_path):
 
     report, said = run([here, disk], cache)
 
-    assert (report.removed, report.cases, report.exit_code) == (
-        1,
-        3,
-        0,
-    )  # b is gone from a SOURCE with others
+    # b is gone from a SOURCE with others.
+    assert (report.removed, report.cases, report.exit_code) == (1, 3, 0)
     assert sources_of(cache) == [str(files[2]), str(files[3]), str(files[0])]
     expected = f"no volume was found in SOURCE {disk}, so the 2 cases made from it stay in the cache"
     assert f"WARNING {expected}: is its disk mounted?" in said
