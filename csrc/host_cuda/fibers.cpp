@@ -192,7 +192,9 @@ class Scheduler {
 #endif
 };
 
-thread_local std::unique_ptr<Scheduler> scheduler;
+// One a thread, for as long as the process runs. A plain pointer: what has to be set up for each thread has a
+// mark beside it that says so, which spoil_shared_memory would spoil.
+thread_local Scheduler* scheduler = nullptr;
 
 // The library's memory of this thread: the shared memory of all kernels, and what is kept in
 // spoil_shared_memory.
@@ -217,9 +219,10 @@ std::pair<char*, size_t> memory_of_thread() {
 void spoil_shared_memory() {
   const auto [begin, size] = memory_of_thread();
   const dim3 kept[] = {threadIdx, blockIdx, blockDim, gridDim};
-  Scheduler* const kept_scheduler = scheduler.release();
+  Scheduler* const kept_scheduler = scheduler;
   if (size != 0) std::memset(begin, 0xff, size);
-  new (&scheduler) std::unique_ptr<Scheduler>(kept_scheduler);
+  asm volatile("" : : "r"(&scheduler) : "memory");  // the compiler cannot know that it was among them
+  scheduler = kept_scheduler;
   threadIdx = kept[0], blockIdx = kept[1], blockDim = kept[2], gridDim = kept[3];
 }
 
@@ -246,7 +249,7 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const std::function<void(
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaErrorInvalidConfiguration;
   if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return cudaErrorInvalidConfiguration;
   if (config.dynamicSmemBytes != 0) return cudaErrorInvalidConfiguration;
-  if (!scheduler) scheduler.reset(new Scheduler);
+  if (scheduler == nullptr) scheduler = new Scheduler;
   blockDim = block;
   gridDim = grid;
   if (seed() != 0) spoil_shared_memory();
