@@ -254,7 +254,7 @@ def _remove_outdated(
         root
         for root in roots
         if os.path.isdir(root)
-        and not any(_lies_in(path, place) for path in paths for place in (root, os.path.realpath(root)))
+        and not any(_lies_in(path, place) for place in (root, os.path.realpath(root)) for path in paths)
     ]
     removed, kept = 0, Counter[str]()
     for record in writer.finished():
