@@ -20,7 +20,6 @@ from pgl.downstream.beforehand import check_beforehand
 from pgl.downstream.config import RANDOM, FinetuneConfig, check
 from pgl.downstream.fresh_stages import check_with_pretraining
 from pgl.downstream.resume import LAST
-from pgl.export import read_export
 from pgl.manifest import sha256_of
 from pgl.run_folder import CONFIG, ENVIRONMENT, cases_of
 from pgl.settings import refuse_other_settings
@@ -105,29 +104,19 @@ class Tuning:
         return 0 if self.dice(run) is not None else run_finetuning(tuning)
 
     def check(self, runs: Sequence[PretrainConfig]) -> None:
-        """Refuse a fine-tuning that cannot be as it is set or on its data, is there with other settings, or
-        that an earlier version did, which left a pretrained decoder out.
+        """Refuse a fine-tuning that cannot be as it is set or on its data, or is there with other settings.
 
         Raises:
             ValueError: names them.
         """
         for run in runs:
-            self._check_run(run)
+            tuning = self.of(run)
+            check_with_pretraining(tuning.fresh_stages, [run])
+            refuse_other_settings(Path(tuning.output), tuning, NOT_COMPARED, "an ablation")
         # All at once: the labels are read but once.
         check_beforehand(
             ("", replace(self.of(run), encoder=self.shared.encoder or run.encoder)) for run in runs
         )
-
-    def _check_run(self, run: PretrainConfig) -> None:
-        tuning = self.of(run)
-        check_with_pretraining(tuning.fresh_stages, [run])
-        file = Path(tuning.weights)
-        if run.method.features == "decoder" and file.is_file() and "decoder_weights" not in read_export(file):
-            raise ValueError(
-                f"{file} holds the encoder alone, as an earlier version exported it, but {run.output} "
-                f"trained the decoder as well: delete it and {tuning.output}, and ablate again"
-            )
-        refuse_other_settings(Path(tuning.output), tuning, NOT_COMPARED, "an ablation")
 
     def dice(self, run: PretrainConfig) -> float | None:
         """Mean Dice over classes and test cases; None if this encoder was not tuned to the end yet."""

@@ -60,6 +60,13 @@ class CaseRecord:
     original: dict[str, Any] = field(default_factory=dict)
     key: str = ""
 
+    @property
+    def marks(self) -> set[str]:
+        """What a copy of the case shares with it under whatever name: checksums of its voxels and of the
+        content of its source."""
+        content = str(self.original.get("content_sha256", ""))
+        return {self.sha256, content} - {""}
+
 
 def write_manifest(
     folder: Path,

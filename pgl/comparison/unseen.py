@@ -55,10 +55,10 @@ def _write_unseen(
     test_ids = {record.case_id for record in labels if record.subject in test}
     labelled = {case.case_id: case for case in VolumeCache(data).cases}
     cache = VolumeCache(data if unlabelled is None else unlabelled)
-    known = {mark for name in test_ids for mark in _marks(labelled[name])}
+    known = {mark for name in test_ids for mark in labelled[name].marks}
     # In another cache a name tells nothing.
     named = test_ids if unlabelled is None else set()
-    left_out = [case for case in cache.cases if case.case_id in named or known & _marks(case)]
+    left_out = [case for case in cache.cases if case.case_id in named or known & case.marks]
     names = {case.case_id for case in left_out}
     kept = [case for case in cache.cases if case.case_id not in names]
     if not kept:
@@ -68,11 +68,6 @@ def _write_unseen(
             _bring(cache.path / case.file, output / case.file)
         write_manifest(output, cache.spacing_mm, kept)
     return [case.case_id for case in kept], sorted(names)
-
-
-def _marks(case: CaseRecord) -> set[str]:
-    content = str(case.original.get("content_sha256", ""))
-    return {case.sha256, *([content] if content else [])}
 
 
 def _listed(folder: Path) -> list[CaseRecord]:

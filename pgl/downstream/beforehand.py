@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.labels import LabelledCache, make_task
 from pgl.downstream.setup import check_patch, description, labelled_cache
-from pgl.downstream.splits import split_cases
 from pgl.lock import reading
 
 
@@ -32,7 +31,7 @@ def check_beforehand(runs: Iterable[tuple[str, FinetuneConfig]]) -> None:
                     caches[where] = labelled_cache(config)
             cache = caches[where]
             make_task(cache.records, config.classes, where)
-            split_cases(cache.subjects, config.split, config.fraction, config.seed)
+            cache.split(config.split, config.fraction, config.seed)
             check_patch(config, description(config, None))
         except ValueError as error:
             raise ValueError(f"task {task}: {error}" if task else str(error)) from error

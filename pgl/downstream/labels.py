@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from pgl.cache import VolumeCache
+from pgl.downstream.config import SplitSettings
+from pgl.downstream.splits import Split, split_cases
 from pgl.labels.classes import HIGHEST_CLASS
 from pgl.labels.records import LabelRecord
 from pgl.labels.store import read_label_block, read_label_volume, read_labels, verify_labels
@@ -101,6 +103,27 @@ class LabelledCache:
     def read_classes(self, index: int) -> np.ndarray:
         """uint8 classes [D, H, W]."""
         return self.task.table[read_label_volume(self.path, self.records[index])]
+
+    def split(self, settings: SplitSettings, fraction: float, seed: int) -> Split:
+        """Who is tested on and who is trained on, see :func:`pgl.downstream.splits.split_cases`.
+
+        Raises:
+            ValueError: it cannot be, or a case that is tested on is trained on as well, under another name.
+        """
+        split = split_cases(self.subjects, settings, fraction, seed)
+        marks = {
+            subject: self.images.cases[number].marks
+            for subject, number in zip(self.subjects, self.numbers, strict=True)
+        }
+        tested_as = {mark: subject for subject in split.test for mark in marks[subject]}
+        for subject in split.training + split.unused:
+            for mark in marks[subject] & tested_as.keys():
+                raise ValueError(
+                    f"{self.path}: the cases {tested_as[mark]} and {subject} hold the same image, and one is "
+                    "tested on, the other to train on: prepare the data without one of them, or make them "
+                    "one patient (split.patient)"
+                )
+        return split
 
     def locations(self, index: int) -> dict[int, np.ndarray]:
         """Class → int32 [n, 3] voxels (D, H, W) of it, at most 5000, the same in every run."""

@@ -52,7 +52,7 @@ from pgl.downstream.setup import (
     pretrained_weights,
     say_loaded,
 )
-from pgl.downstream.splits import Split, split_cases
+from pgl.downstream.splits import Split
 from pgl.export import read_export
 from pgl.kept_memory import keep_freed_memory
 from pgl.lock import only_writer, reading
@@ -96,7 +96,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         prepare_source(config)
         with reading(config.data):
             cache = labelled_cache(config)
-            split = split_cases(cache.subjects, config.split, config.fraction, config.seed)
+            split = cache.split(config.split, config.fraction, config.seed)
             return _Run(config, cache, split, export, folder).run()
 
 

@@ -85,6 +85,20 @@ def test_the_least_fraction_that_is_advised_works():
         assert len(split.training) == 1
 
 
+def test_an_image_under_two_names_is_not_trained_and_tested_on(tmp_path):
+    image, label = tissue(0)
+    data = labelled_cache(tmp_path / "c", a=(image, label), b=tissue(1), a_copy=(image, label))
+    cache = LabelledCache(data)
+    for tested in ("a", "a_copy"):
+        settings = SplitSettings(test_subjects=[tested])
+        with pytest.raises(ValueError, match="the cases a(_copy)? and a(_copy)? hold the same image"):
+            cache.split(settings, 1.0, 0)
+    # On one side both may be, whoever chooses: the settings, or the rule that makes them one patient.
+    assert cache.split(SplitSettings(test_subjects=["b"]), 1.0, 0).training == ["a", "a_copy"]
+    one_patient = SplitSettings(test_subjects=["a"], patient="^(.)")
+    assert cache.split(one_patient, 1.0, 0).test == ["a", "a_copy"]
+
+
 # --- classes ---
 
 
