@@ -70,12 +70,12 @@ class Bench:
     def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
         from lightning_fabric import Fabric
 
-        from pgl.cache import VolumeCache
-        from pgl.contexts import ContextDataset
-        from pgl.kept_memory import keep_freed_memory
-        from pgl.method import PGL
+        from pgl.cache.volumes import VolumeCache
+        from pgl.methods.pgl import PGL
         from pgl.networks import seeded_module
-        from pgl.step import TrainingStep, precision_of
+        from pgl.training.contexts import ContextDataset
+        from pgl.training.kept_memory import keep_freed_memory
+        from pgl.training.step import TrainingStep, precision_of
 
         self.options = options
         self.config = config = _config(options, scratch)
@@ -225,7 +225,7 @@ class Bench:
 
     def pieces(self) -> list[Any]:
         """The pieces of a batch, read here, on the device."""
-        from pgl.contexts import collate
+        from pgl.training.contexts import collate
 
         train = self.config.train
         size = train.batch_size // train.accumulate
@@ -237,9 +237,9 @@ class Bench:
     @contextmanager
     def _stream(self) -> Iterator[Iterator[Any]]:
         """The batches of a long run as the trainer gets them."""
-        from pgl.contexts import GlobalBatches, make_loader
-        from pgl.device_feed import on_device
-        from pgl.read_ahead import ReadAhead
+        from pgl.training.contexts import GlobalBatches, make_loader
+        from pgl.training.device_feed import on_device
+        from pgl.training.read_ahead import ReadAhead
 
         train = self.config.train
         numbers = GlobalBatches(0, 10**6, train.batch_size, pieces=train.accumulate)

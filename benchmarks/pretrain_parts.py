@@ -69,7 +69,7 @@ def parts(bench: Bench, rounds: Iterable[int]) -> tuple[dict[str, float], dict[s
     Reading is timed here, by one process; with reading processes it is beside all else.
     """
     from pgl.augment import augment, normalise
-    from pgl.contexts import collate
+    from pgl.training.contexts import collate
     from pgl.views import cut
 
     step, config, train = bench.step, bench.config, bench.config.train
@@ -128,7 +128,7 @@ def peak_memory(bench: Bench, rounds: Iterable[int]) -> dict[str, Any]:
         By batch size: ``allocated`` by tensors and ``reserved`` from the device, or, where it did not fit,
         ``why``; larger ones are not tried then.
     """
-    from pgl.contexts import collate
+    from pgl.training.contexts import collate
 
     peaks: dict[str, Any] = {}
     if bench.options.no_memory:

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--note", default="", help="a paragraph at the end of the page")
     options = parser.parse_args(argv)
-    from pgl.show import show
+    from pgl.pictures.show import show
 
     pictures = {path.name: path for path in show(options.run)}
     options.output.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 def make_cache(folder: Path, context: tuple[int, int, int], cases: int = 4) -> None:
     """Soft tissue with organs, air around it and a scanner's noise: it compresses like CT."""
-    from pgl.cache import CacheWriter
+    from pgl.cache.volumes import CacheWriter
 
     shape = tuple(max(edge * 3 // 2, least) for edge, least in zip(context, (64, 192, 192), strict=True))
     writer = CacheWriter(folder, (3.0, 1.0, 1.0))

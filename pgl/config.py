@@ -126,8 +126,8 @@ class MethodSettings:
             one of the decoder's, 0 the finest, and there is none at the encoder's deepest resolution (our
             option, beyond the paper).
         decorrelation: weight of a penalty on channels of the projection that tell of each other, see
-            :mod:`pgl.decorrelation`; 0 for none. The penalty grows with ``projector_channels``; 0.04 was
-            tried with 64 and 128 (our option, beyond the paper).
+            :mod:`pgl.methods.decorrelation`; 0 for none. The penalty grows with ``projector_channels``; 0.04
+            was tried with 64 and 128 (our option, beyond the paper).
         crop_prior: the aligner knows the crops and scales of the views (paper; off only in ablations).
         flip_prior: the aligner knows their mirrors and undoes them (paper; off only in ablations).
     """

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from pgl import cli
+from pgl.cli import commands as cli
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 

@@ -18,7 +18,7 @@ The run's folder, RUN/::
         step-N.pt          with train.keep_every: last.pt as it was after step N, the newest few of them
     bad-batch-N.json       where step N had a loss that is not finite: the cases and boxes of its views
 
-What a checkpoint holds is written in :mod:`pgl.checkpoint`; all of them load with ``weights_only=True``.
+What a checkpoint holds is written in :mod:`pgl.training.checkpoint`; all load with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -36,8 +36,15 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-from pgl.cache import VolumeCache
-from pgl.checkpoint import (
+from pgl.cache.integrity import DamagedCase
+from pgl.cache.volumes import VolumeCache
+from pgl.config import PretrainConfig, settled
+from pgl.config_check import check
+from pgl.files.lock import only_writer, reading
+from pgl.methods.registry import build_method
+from pgl.networks import count_parameters
+from pgl.settings import to_plain
+from pgl.training.checkpoint import (
     BEST,
     INITIAL,
     LAST,
@@ -47,24 +54,17 @@ from pgl.checkpoint import (
     remove_partial,
     save_checkpoint,
 )
-from pgl.config import PretrainConfig, settled
-from pgl.config_check import check
-from pgl.contexts import Batch, ContextDataset, GlobalBatches, make_loader, split_cases
-from pgl.device_feed import on_device
-from pgl.integrity import DamagedCase
-from pgl.kept_memory import keep_freed_memory
-from pgl.lock import only_writer, reading
-from pgl.methods import build_method
-from pgl.networks import count_parameters
-from pgl.process_group import AgreedStop, ends_with_the_run
-from pgl.read_ahead import ReadAhead
-from pgl.readers import starting_readers, too_many_readers
-from pgl.record import RunRecord, write_environment, write_settings
-from pgl.settings import to_plain
-from pgl.state import refuse_what_is_not_finite, restore, state_of, state_to_resume
-from pgl.step import TrainingStep, devices_of, precision_of
-from pgl.validation import Validation
-from pgl.watch import LossWatch, agree, finish_the_step_on_signal
+from pgl.training.contexts import Batch, ContextDataset, GlobalBatches, make_loader, split_cases
+from pgl.training.device_feed import on_device
+from pgl.training.kept_memory import keep_freed_memory
+from pgl.training.process_group import AgreedStop, ends_with_the_run
+from pgl.training.read_ahead import ReadAhead
+from pgl.training.readers import starting_readers, too_many_readers
+from pgl.training.record import RunRecord, write_environment, write_settings
+from pgl.training.state import refuse_what_is_not_finite, restore, state_of, state_to_resume
+from pgl.training.step import TrainingStep, devices_of, precision_of
+from pgl.training.validation import Validation
+from pgl.training.watch import LossWatch, agree, finish_the_step_on_signal
 
 
 def pretrain(config: PretrainConfig) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from pgl.run_folder import CONFIG, ENVIRONMENT, METRICS
+from pgl.runs.folder import CONFIG, ENVIRONMENT, METRICS
 
 
 def to_plain(config: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from pgl.workers import JobFailed, WorkerDied, WorkerTimedOut, run_isolated
+from pgl.processes.workers import JobFailed, WorkerDied, WorkerTimedOut, run_isolated
 from tests.pgl.mutated_files import REAL, Mutation, mutations, originals, try_mutation
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from pgl import cli
-from pgl.cli_text import expand
+from pgl.cli import commands as cli
+from pgl.cli.text import expand
 
 from .page_commands import PAGES, ROOT, Command, commands_of, python_of, split
 

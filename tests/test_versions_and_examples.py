@@ -19,7 +19,7 @@ import pytest
 
 import pgl
 import pgl_ops
-from pgl import cli
+from pgl.cli import commands as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLIC_OPS = ["RoIAlign3d", "aligned_cosine_loss3d", "boxes_from_xyz", "roi_align3d", "voxel_cosine_loss"]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgl.cache.manifest import sha256_of
 from pgl.export.checks import WEIGHTS
 from pgl.export.encoder import encoder_of_run, read_export, write_tensors
-from pgl.manifest import sha256_of
 
 # Who wrote a file changes nothing in its weights.
 _OF_THE_WRITER = {"pgl_ops_version", "format_version"}

@@ -10,7 +10,6 @@ from typing import Any
 import jinja2
 
 import pgl
-from pgl.atomic import write_json, write_text
 from pgl.comparison.classes import (
     CLASSES,
     COLUMNS,
@@ -23,7 +22,8 @@ from pgl.comparison.classes import (
 from pgl.comparison.config import Comparison
 from pgl.comparison.plot import draw
 from pgl.comparison.tables import HEADINGS, Done, notes, rows_of, summarise, table_rows
-from pgl.run_words import shown_value
+from pgl.files.atomic import write_json, write_text
+from pgl.runs.words import shown_value
 from pgl.settings import flat, to_plain
 from pgl.table_text import csv_text, markdown_table
 

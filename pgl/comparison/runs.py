@@ -29,7 +29,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pgl.child_runs import is_pretrained, pretrain_in_child, remove_run, run_pgl, write_child_settings
 from pgl.comparison.classes import OF_CLASS
 from pgl.comparison.config import Comparison, Tuning
 from pgl.comparison.encoders import keep_exported, other_weights, refuse_tunings
@@ -42,9 +41,16 @@ from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.labels import digest_of
 from pgl.downstream.resume import LAST
 from pgl.downstream.train import RESULTS_FORMAT
+from pgl.files.lock import only_writer, reading
 from pgl.labels.store import read_labels
-from pgl.lock import only_writer, reading
-from pgl.run_folder import CONFIG, cases_of
+from pgl.processes.child_runs import (
+    is_pretrained,
+    pretrain_in_child,
+    remove_run,
+    run_pgl,
+    write_child_settings,
+)
+from pgl.runs.folder import CONFIG, cases_of
 from pgl.settings import refuse_other_settings, to_plain
 
 # Where a run lies, whether it goes on, and what only moves its work elsewhere.

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from pgl.child_runs import signal_running
-from pgl.worker_signals import handled_by
-from pgl.workers import usable_cores
+from pgl.processes.child_runs import signal_running
+from pgl.processes.worker_signals import handled_by
+from pgl.processes.workers import usable_cores
 
 # How long a signal or the end of the time may go unnoticed.
 _SECONDS_BETWEEN_LOOKS = 0.2

@@ -7,13 +7,13 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
-from pgl.atomic import atomic_path
-from pgl.cache import VolumeCache
+from pgl.cache.manifest import CaseRecord, write_manifest
+from pgl.cache.volumes import VolumeCache
 from pgl.downstream.config import SplitSettings
 from pgl.downstream.splits import split_cases
+from pgl.files.atomic import atomic_path
+from pgl.files.lock import reading
 from pgl.labels.store import read_labels
-from pgl.lock import reading
-from pgl.manifest import CaseRecord, write_manifest
 
 
 def write_unseen(

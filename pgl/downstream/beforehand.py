@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.labels import LabelledCache, make_task
 from pgl.downstream.setup import check_patch, description, labelled_cache
-from pgl.lock import reading
+from pgl.files.lock import reading
 
 
 def check_beforehand(runs: Iterable[tuple[str, FinetuneConfig]]) -> None:

@@ -17,7 +17,7 @@ from pgl.labels.alignment import Geometry, misalignment
 from pgl.labels.classes import HIGHEST_CLASS, read_classes
 from pgl.labels.pairs import CLASS_FILES, named_files, without_partner
 from pgl.labels.reading import check_classes
-from pgl.workers import TIMEOUT_S, check_timeout, run_isolated
+from pgl.processes.workers import TIMEOUT_S, check_timeout, run_isolated
 
 SAME_GRID_MM = 1e-3
 _MOST_TOLD = 3

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pgl.cache import VolumeCache
+from pgl.cache.volumes import VolumeCache
 from pgl.downstream.config import SplitSettings
 from pgl.downstream.splits import Split, split_cases
 from pgl.labels.classes import HIGHEST_CLASS

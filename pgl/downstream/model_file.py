@@ -26,10 +26,10 @@ import torch
 from torch import nn
 
 import pgl
-from pgl.atomic import atomic_path
 from pgl.config import IntensitySettings
 from pgl.downstream.network import build_unet
-from pgl.safe_load import check_header, safe_load
+from pgl.files.atomic import atomic_path
+from pgl.files.safe_load import check_header, safe_load
 
 FORMAT, FORMAT_VERSION = "pgl-segmenter", 1
 NAME = "model.pt"

@@ -13,21 +13,21 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from pgl.atomic import write_json
 from pgl.downstream.config import InferenceSettings
 from pgl.downstream.inference import probabilities
 from pgl.downstream.model_file import Segmenter, load_model
 from pgl.downstream.reading import failure, read_image
 from pgl.downstream.setup import accelerator as chosen_accelerator
+from pgl.files.atomic import write_json
 from pgl.images import Found, Grid, Limits, find_files, resample, write_image
 from pgl.images.native import split_suffixes
 from pgl.images.writing import NOTE, note_of
 from pgl.labels.resampling import probabilities_onto
-from pgl.prepare_case import Job
-from pgl.prepare_jobs import list_jobs
-from pgl.prepare_report import PrepareReport
+from pgl.prepare.case import Job
+from pgl.prepare.jobs import list_jobs
+from pgl.prepare.report import PrepareReport
 from pgl.printing import printable
-from pgl.workers import TIMEOUT_S, check_timeout, run_isolated, usable_cores
+from pgl.processes.workers import TIMEOUT_S, check_timeout, run_isolated, usable_cores
 
 CLASSES = "labels.json"
 MADE_BY = "pgl predict"  # noted in the header of each mask, by which a later run knows its own

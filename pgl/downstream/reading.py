@@ -9,8 +9,8 @@ import SimpleITK as sitk
 
 from pgl.images import Grid, Limits, RejectedImage, check_intensities, read_file, read_series
 from pgl.labels.reading import class_numbers, read_label
-from pgl.prepare_case import Job
-from pgl.workers import JobFailed, WorkerDied
+from pgl.prepare.case import Job
+from pgl.processes.workers import JobFailed, WorkerDied
 
 LABEL_LIMITS = Limits((1.0, 1.0, 1.0), (1, 1, 1), 2**31, 0.1)
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pgl.atomic import write_text
 from pgl.downstream.metrics import Score
+from pgl.files.atomic import write_text
 from pgl.printing import printable
 from pgl.table_text import csv_text
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pgl.atomic import atomic_path
 from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.splits import Split
-from pgl.lock import is_empty_but_for_locks
-from pgl.run_folder import CONFIG
-from pgl.safe_load import check_header, safe_load
+from pgl.files.atomic import atomic_path
+from pgl.files.lock import is_empty_but_for_locks
+from pgl.files.safe_load import check_header, safe_load
+from pgl.runs.folder import CONFIG
 from pgl.settings import by_name, differing, since_then, to_plain
 
 FORMAT, FORMAT_VERSION = "pgl-finetune-state", 1

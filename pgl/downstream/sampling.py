@@ -19,7 +19,7 @@ from pgl.augment import Augmentation, augment, normalise, sample_augmentation
 from pgl.config import AugmentSettings, IntensitySettings
 from pgl.downstream.config import PatchSettings
 from pgl.downstream.labels import LabelledCache
-from pgl.orphans import end_with_the_trainer
+from pgl.processes.orphans import end_with_the_trainer
 
 Triple = tuple[int, int, int]
 

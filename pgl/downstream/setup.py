@@ -16,7 +16,6 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 import pgl
-from pgl.atomic import write_json
 from pgl.config import IntensitySettings
 from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.fresh_stages import stages_left_out
@@ -24,6 +23,7 @@ from pgl.downstream.labels import LabelledCache
 from pgl.downstream.network import Loaded, check_stages, is_alias, summary
 from pgl.export import check_networks
 from pgl.export.decoder import stage_of
+from pgl.files.atomic import write_json
 from pgl.networks import default_encoder, describe
 from pgl.settings import as_plain, differing
 
@@ -41,7 +41,7 @@ def prepare_source(config: FinetuneConfig) -> None:
     if config.source is not None and not config.resume:
         # Reading images needs SimpleITK, training from a cache does not.
         from pgl.labels.settings import LabelSettings
-        from pgl.prepare import PrepareSettings, prepare
+        from pgl.prepare.run import PrepareSettings, prepare
 
         settings = PrepareSettings() if config.spacing_mm is None else PrepareSettings(config.spacing_mm)
         prepare([config.source], config.data, settings, labels=LabelSettings(layout=config.layout))

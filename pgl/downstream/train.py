@@ -28,7 +28,7 @@ from lightning_fabric import Fabric
 from monai.losses import DiceCELoss
 from torch import nn
 
-from pgl.atomic import write_json
+from pgl.cache.manifest import sha256_of
 from pgl.downstream.config import RANDOM, FinetuneConfig, check
 from pgl.downstream.fresh_stages import check_with_file
 from pgl.downstream.inference import probabilities
@@ -54,14 +54,14 @@ from pgl.downstream.setup import (
 )
 from pgl.downstream.splits import Split
 from pgl.export import read_export
-from pgl.kept_memory import keep_freed_memory
-from pgl.lock import only_writer, reading
-from pgl.manifest import sha256_of
+from pgl.files.atomic import write_json
+from pgl.files.lock import only_writer, reading
 from pgl.networks import seeded_module
-from pgl.readers import starting_readers, too_many_readers
-from pgl.record import RunRecord, write_settings
 from pgl.settings import to_plain
-from pgl.watch import finish_the_step_on_signal
+from pgl.training.kept_memory import keep_freed_memory
+from pgl.training.readers import starting_readers, too_many_readers
+from pgl.training.record import RunRecord, write_settings
+from pgl.training.watch import finish_the_step_on_signal
 
 RESULTS_FORMAT = "pgl-finetune-results"
 

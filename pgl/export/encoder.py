@@ -36,13 +36,13 @@ import torch
 from torch import Tensor, nn
 
 import pgl
-from pgl.atomic import atomic_path
 from pgl.backbone import build_decoder
-from pgl.checkpoint import checkpoint_path, load_checkpoint
 from pgl.export.checks import WEIGHTS, check_content
 from pgl.export.decoder import decoder_level, trained_of_decoder
+from pgl.files.atomic import atomic_path
+from pgl.files.safe_load import check_header, safe_load
 from pgl.networks import ENCODER_CLASS, build_encoder
-from pgl.safe_load import check_header, safe_load
+from pgl.training.checkpoint import checkpoint_path, load_checkpoint
 
 FORMAT = "pgl-encoder"
 FORMAT_VERSION = 1

@@ -20,11 +20,11 @@ from typing import Any
 from torch import Tensor, nn
 
 import pgl
-from pgl.atomic import write_json
 from pgl.export.decoder import leading_stages, stage_of
 from pgl.export.encoder import check_output, encoder_of, listed, write_tensors
 from pgl.export.new_plans import adapted
 from pgl.export.plans import differences, input_notes, read_configuration, read_json
+from pgl.files.atomic import write_json
 from pgl.networks import constructor_arguments, seeded_module
 
 PLANS = "plans of nnU-Net v2"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from pgl.atomic import atomic_path
+from pgl.files.atomic import atomic_path
 from pgl.images.checks import Limits, RejectedImage
 from pgl.images.native import reader_message, safe_target
 from pgl.images.whole import NIFTI_HEADER_BYTES, check_whole
@@ -23,7 +23,7 @@ _NOTE_BYTES = slice(148, 228)
 
 
 def write_image(path: str | os.PathLike[str], image: sitk.Image) -> None:
-    """Write a compressed NIfTI file atomically (see :func:`pgl.atomic.atomic_path`).
+    """Write a compressed NIfTI file atomically (see :func:`pgl.files.atomic.atomic_path`).
 
     Args:
         path: ``NAME.nii.gz``; missing parent folders are created.

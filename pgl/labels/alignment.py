@@ -31,7 +31,7 @@ class Geometry:
 
     @classmethod
     def of_original(cls, original: Mapping[str, Any]) -> Geometry:
-        """That of a case's source, see :class:`pgl.manifest.CaseRecord`."""
+        """That of a case's source, see :class:`pgl.cache.manifest.CaseRecord`."""
         direction = np.asarray(original["direction_xyz"], dtype=float)
         rank = round(direction.size**0.5)
         return cls(

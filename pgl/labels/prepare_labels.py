@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from pgl.cache import CacheWriter
+from pgl.cache.manifest import CaseRecord
+from pgl.cache.volumes import CacheWriter
 from pgl.images import Grid, Limits, RejectedImage, files_of
 from pgl.labels.alignment import Geometry, misalignment
 from pgl.labels.layouts import LabelPlan, LabelTarget, plan_layouts
@@ -27,10 +28,9 @@ from pgl.labels.records import LabelRecord, finished_labels, remove_label
 from pgl.labels.resampling import resample_label
 from pgl.labels.settings import LabelSettings
 from pgl.labels.store import is_label_intact, write_label
-from pgl.manifest import CaseRecord
-from pgl.prepare_case import Outcome, is_full_disk, stays
-from pgl.prepare_report import PrepareReport, ReportEntry
-from pgl.workers import JobFailed, WorkerDied, run_isolated
+from pgl.prepare.case import Outcome, is_full_disk, stays
+from pgl.prepare.report import PrepareReport, ReportEntry
+from pgl.processes.workers import JobFailed, WorkerDied, run_isolated
 
 # Raise when the same label and settings would give other voxels than before.
 LABEL_VERSION = 1

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pgl.manifest import REBUILD, CaseRecord, triple
+from pgl.cache.manifest import REBUILD, CaseRecord, triple
 
 LABELS_FOLDER = "labels"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import blosc2
 import numpy as np
 
-from pgl.atomic import atomic_path, write_json
-from pgl.cache import BLOCK, CHUNK, COMPRESSION
+from pgl.cache.manifest import MANIFEST, CaseRecord, read_manifest, sha256_of, triple
+from pgl.cache.volume_file import open_volume
+from pgl.cache.volumes import BLOCK, CHUNK, COMPRESSION
+from pgl.files.atomic import atomic_path, write_json
 from pgl.labels.records import LabelRecord, label_file, parse_label, plain_label
-from pgl.manifest import MANIFEST, CaseRecord, read_manifest, sha256_of, triple
-from pgl.volume_file import open_volume
 
 
 def write_label(

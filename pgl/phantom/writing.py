@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import SimpleITK as sitk
 
-from pgl.atomic import PARTIAL_PREFIX, write_json
+from pgl.files.atomic import PARTIAL_PREFIX, write_json
 from pgl.images import RejectedImage, write_image
 from pgl.images.native import safe_path
 from pgl.images.whole import check_whole

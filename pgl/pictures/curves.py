@@ -38,7 +38,7 @@ def draw_curves(
     method: str = "pgl",
     decorrelated: bool = False,
 ) -> None:
-    """Draw ``curves.png`` from :func:`pgl.run_facts.read_metrics`.
+    """Draw ``curves.png`` from :func:`pgl.runs.facts.read_metrics`.
 
     Args:
         metrics: what was measured.

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from pgl.atomic import atomic_path
+from pgl.files.atomic import atomic_path
 
 # Okabe & Ito's colours, told apart with any colour vision.
 FIRST, SECOND, GOOD, ALARM = "#56B4E9", "#E69F00", "#009E73", "#D55E00"

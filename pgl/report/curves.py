@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pgl.run_facts import RunFacts, number
-from pgl.run_words import loss_in_words
+from pgl.runs.facts import RunFacts, number
+from pgl.runs.words import loss_in_words
 
 # Points of a curve; a page is at most about 1,000 pixels wide. Longer curves are averaged in runs of lines.
 MOST_POINTS = 1200

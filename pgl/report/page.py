@@ -17,12 +17,12 @@ from typing import Any
 import jinja2
 
 import pgl
-from pgl.atomic import write_text
 from pgl.config import PretrainConfig
+from pgl.files.atomic import write_text
 from pgl.report.curves import charts_of_run, charts_of_runs
 from pgl.report.pairs import Pictures, pictures_of
-from pgl.run_facts import RunFacts, read_run
-from pgl.run_words import figures, names_of, shown_value, summary
+from pgl.runs.facts import RunFacts, read_run
+from pgl.runs.words import figures, names_of, shown_value, summary
 from pgl.settings import defaults
 
 REPORT = "report.html"

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgl.checkpoint import INITIAL, LAST, checkpoint_path, load_checkpoint
 from pgl.config import from_plain
-from pgl.examples import (
+from pgl.pictures.examples import (
     ExamplePairs,
     FeatureMaps,
     Slab,
@@ -19,8 +18,9 @@ from pgl.examples import (
     middle_slab,
     open_cache,
 )
+from pgl.pictures.show import note_of_view
 from pgl.report.sprites import colour_sprite, difference_sprite, grey_sprite
-from pgl.show import note_of_view
+from pgl.training.checkpoint import INITIAL, LAST, checkpoint_path, load_checkpoint
 
 # Voxels of all grey and difference sprites together, if they pack as CT does: half a byte a voxel as PNG, and
 # a third more in the page. Pictures that pack worse are made again, smaller.

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-import pgl.cache
+import pgl.cache.volumes
 import pgl.downstream.reading
 import pgl.labels.prepare_labels
 import pgl.labels.reading
 from pgl.images import Limits, read_file
 from pgl.labels.prepare_labels import LabelJob
-from pgl.prepare_case import Job, Outcome, prepare_case
-from pgl.workers import run_isolated
+from pgl.prepare.case import Job, Outcome, prepare_case
+from pgl.processes.workers import run_isolated
 
 LIMITS = Limits(
     spacing_mm=(3.0, 2.0, 2.0), minimum_size=(8, 16, 16), maximum_voxels=10**7, slice_tolerance=0.1
@@ -141,7 +141,7 @@ def _no_space(*_: object) -> None:
 
 def prepare_case_without_room(job: Job) -> Outcome:
     """As ``prepare_case``, with a cache that has no room for a case's entry."""
-    pgl.cache.write_json = _no_space
+    pgl.cache.volumes.write_json = _no_space
     return prepare_case(job)
 
 

@@ -22,8 +22,8 @@ import torch
 import yaml
 
 from pgl import pretrain as trainer
-from pgl import record
 from pgl.config import from_plain
+from pgl.training import record
 
 
 def die() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pgl.cache import CacheWriter
+from pgl.cache.volumes import CacheWriter
 from pgl.config import AugmentSettings
 from pgl.downstream.config import (
     FinetuneConfig,

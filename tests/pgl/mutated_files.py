@@ -20,7 +20,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from pgl.images import Limits, SliceHeader, group_slices, read_headers
-from pgl.prepare_case import Job, prepare_case
+from pgl.prepare.case import Job, prepare_case
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 LIMITS = Limits(spacing_mm=(3.0, 2.0, 2.0), minimum_size=(4, 8, 8), maximum_voxels=2**24, slice_tolerance=0.1)

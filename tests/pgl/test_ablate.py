@@ -14,25 +14,25 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pgl import ablate as module
-from pgl import ablation_dice as dice_module
-from pgl.ablate import AblationStopped, ablate, is_done, planned
-from pgl.ablation_dice import Tuning, read_tuning
-from pgl.ablation_rows import BEYOND
-from pgl.ablation_table import encoder_accuracy, markdown, means_of, row_of
-from pgl.cache import VolumeCache
-from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
+from pgl.ablation import dice as dice_module
+from pgl.ablation import runs as module
+from pgl.ablation.dice import Tuning, read_tuning
+from pgl.ablation.rows import BEYOND
+from pgl.ablation.runs import AblationStopped, ablate, is_done, planned
+from pgl.ablation.table import encoder_accuracy, markdown, means_of, row_of
+from pgl.cache.volumes import VolumeCache
 from pgl.cli import main
 from pgl.config import PretrainConfig, from_plain
 from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.train import finetune
-from pgl.method import PGL
+from pgl.methods.pgl import PGL
 from pgl.networks import seeded_module
 from pgl.pretrain import pretrain
-from pgl.run_facts import read_run
-from pgl.run_folder import cases_of
+from pgl.runs.facts import read_run
+from pgl.runs.folder import cases_of
 from pgl.settings import to_plain
-from pgl.validation import Validation
+from pgl.training.checkpoint import LAST, checkpoint_path, load_checkpoint
+from pgl.training.validation import Validation
 from tests.patience import PATIENCE_S, wait_until
 
 from .labelled_data import labelled_cache, small_finetune

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pgl.atomic import atomic_path, write_bytes, write_json, write_text
+from pgl.files.atomic import atomic_path, write_bytes, write_json, write_text
 
 
 def test_written_content_is_read_back(tmp_path):
@@ -43,7 +43,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
     target = tmp_path / "a.txt"
     write_text(target, "old")
     code = (
-        "import os, sys\nfrom pgl.atomic import atomic_path\n"
+        "import os, sys\nfrom pgl.files.atomic import atomic_path\n"
         "with atomic_path(sys.argv[1]) as temporary:\n"
         "    temporary.write_text('half'); os._exit(9)\n"
     )

@@ -13,9 +13,7 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from pgl.byol import BYOL, GlobalHead
-from pgl.cache import VolumeCache
-from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
+from pgl.cache.volumes import VolumeCache
 from pgl.cli import main
 from pgl.config import (
     GENESIS_INTENSITY,
@@ -25,18 +23,20 @@ from pgl.config import (
     settled,
 )
 from pgl.config_check import check
-from pgl.contexts import ContextDataset, collate
 from pgl.export import export_encoder, load_encoder, read_export
-from pgl.genesis import Genesis
-from pgl.method import PGL, ema_decay
-from pgl.methods import METHODS, build_method
+from pgl.methods.byol import BYOL, GlobalHead
+from pgl.methods.genesis import Genesis
+from pgl.methods.pgl import PGL, ema_decay
+from pgl.methods.registry import METHODS, build_method
 from pgl.networks import seeded_module
+from pgl.pictures.show import show
 from pgl.pretrain import pretrain
 from pgl.report import write_report
-from pgl.run_facts import read_run
+from pgl.runs.facts import read_run
 from pgl.settings import to_plain
-from pgl.show import show
-from pgl.validation import Validation
+from pgl.training.checkpoint import LAST, checkpoint_path, load_checkpoint
+from pgl.training.contexts import ContextDataset, collate
+from pgl.training.validation import Validation
 from pgl.views import sample_view_pairs
 
 from .test_many_processes import torchrun, written

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pgl import integrity
-from pgl.cache import CacheWriter, VolumeCache
-from pgl.integrity import DamagedCase
-from pgl.manifest import sha256_of
+from pgl.cache import integrity
+from pgl.cache.integrity import DamagedCase
+from pgl.cache.manifest import sha256_of
+from pgl.cache.volumes import CacheWriter, VolumeCache
 
 SHAPES = {"a": (20, 70, 90), "b-2.x": (5, 7, 300)}
 

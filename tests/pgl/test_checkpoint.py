@@ -10,8 +10,8 @@ import zipfile
 import pytest
 import torch
 
-from pgl import checkpoint as module
-from pgl.checkpoint import load_checkpoint, save_checkpoint
+from pgl.training import checkpoint as module
+from pgl.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def content(step: int = 3) -> dict:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pgl import child_runs, safe_path
-from pgl.readers import starting_readers
-from pgl.safe_path import environment
-from pgl.workers import run_isolated
+from pgl.processes import child_runs, safe_path
+from pgl.processes.safe_path import environment
+from pgl.processes.workers import run_isolated
+from pgl.training.readers import starting_readers
 from tests.pgl.ct_files import double
 
 
@@ -57,8 +57,13 @@ def test_files_in_the_working_folder_are_not_taken_for_the_standard_library(tmp_
 def test_from_the_folder_of_its_source_pgl_is_found_without_being_installed(monkeypatch, tmp_path):
     for name in ("PYTHONPATH", "PYTHONSAFEPATH"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(Path(child_runs.__file__).parents[1])
-    where = [sys.executable, "-S", "-c", "import pgl.safe_path; print(pgl.safe_path.__file__)"]
+    monkeypatch.chdir(Path(child_runs.__file__).parents[2])
+    where = [
+        sys.executable,
+        "-S",
+        "-c",
+        "import pgl.processes.safe_path; print(pgl.processes.safe_path.__file__)",
+    ]
 
     def found() -> str:
         return subprocess.run(

@@ -17,12 +17,12 @@ import torch
 import yaml
 
 import pgl
-from pgl import cli
-from pgl.cache import VolumeCache
-from pgl.cli import Command, main
-from pgl.cli_text import METHOD_NAMES, expand
+from pgl.cache.volumes import VolumeCache
+from pgl.cli import commands as cli
+from pgl.cli.commands import Command, main
+from pgl.cli.text import METHOD_NAMES, expand
 from pgl.config import PretrainConfig, from_plain
-from pgl.methods import METHODS
+from pgl.methods.registry import METHODS
 from pgl.settings import to_plain
 from tests.pgl.ct_files import body, write
 from tests.pgl.training_data import make_cache, small_config

@@ -15,7 +15,6 @@ import torch
 import yaml
 from matplotlib.axes import Axes
 
-from pgl.checkpoint import INITIAL, checkpoint_path, load_checkpoint
 from pgl.cli import main
 from pgl.comparison import plot
 from pgl.comparison import runs as module
@@ -30,6 +29,7 @@ from pgl.downstream.setup import check_patch
 from pgl.export import read_export
 from pgl.networks import describe
 from pgl.settings import refuse_other_settings, to_plain
+from pgl.training.checkpoint import INITIAL, checkpoint_path, load_checkpoint
 
 from .comparisons import comparison, run_here, silently
 from .labelled_data import labelled_cache, small_finetune
@@ -425,7 +425,7 @@ def test_each_shipped_comparison_is_one_that_can_be_run(file, tmp_path):
     seen: list[Comparison] = []
     words = ["compare", "--config", str(file), "--data", "cache", "--output", str(tmp_path / "c")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pgl.cli_compare.compare", lambda one: seen.append(one) or 0)
+        patch.setattr("pgl.comparison.runs.compare", lambda one, say: seen.append(one) or {"table": []})
         assert main(words) == 0
     assert {t.initialisation for t in seen[0].tunings} == {"random", "genesis", "byol", "pgl"}
     assert len(seen[0].settings.seeds) >= 3 and len(seen[0].settings.starts()) >= 2
@@ -470,7 +470,7 @@ def test_the_page_has_a_row_for_every_setting_with_its_default():
 def _options() -> list[str]:
     from jsonargparse import ArgumentParser
 
-    from pgl.cli_compare import compare_arguments
+    from pgl.cli.compare import compare_arguments
 
     parser = ArgumentParser()
     compare_arguments(parser)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pgl.cache import CacheWriter
+from pgl.cache.volumes import CacheWriter
 from pgl.comparison.runs import compare
 from pgl.downstream.train import finetune
 from pgl.labels.store import write_label

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgl import ablate as ablate_module
-from pgl import ablation_dice
-from pgl.ablate import ablate, planned
-from pgl.ablation_dice import Tuning
-from pgl.checkpoint import LAST, checkpoint_path
+from pgl.ablation import dice as ablation_dice
+from pgl.ablation import runs as ablate_module
+from pgl.ablation.dice import Tuning
+from pgl.ablation.runs import ablate, planned
+from pgl.cache.manifest import sha256_of
 from pgl.comparison.config import Comparison
 from pgl.comparison.runs import compare
 from pgl.config import PretrainConfig
@@ -22,8 +22,8 @@ from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.resume import LAST as LAST_OF_TUNING
 from pgl.downstream.train import finetune
 from pgl.export import read_export
-from pgl.manifest import sha256_of
 from pgl.pretrain import pretrain
+from pgl.training.checkpoint import LAST, checkpoint_path
 
 from .comparisons import comparison, run_here, silently
 from .labelled_data import labelled_cache, small_finetune

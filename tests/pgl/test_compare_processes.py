@@ -18,7 +18,7 @@ import yaml
 from pgl.cli import main
 from pgl.comparison import runs as module
 from pgl.comparison.runs import compare
-from pgl.lock import InUse, keep_readers_out, only_writer
+from pgl.files.lock import InUse, keep_readers_out, only_writer
 from pgl.settings import to_plain
 from tests.patience import PATIENCE_S, wait_until
 

@@ -10,7 +10,7 @@ import torch
 
 from pgl.augment import Augmentation
 from pgl.config import AugmentSettings
-from pgl.contexts import (
+from pgl.training.contexts import (
     BODY_HU,
     VALIDATION,
     Batch,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pgl.config import MethodSettings
-from pgl.decorrelation import decorrelation
-from pgl.method import PGL
+from pgl.methods.decorrelation import decorrelation
+from pgl.methods.pgl import PGL
 from pgl.networks import seeded_module
 from pgl.views import sample_view_pairs
 

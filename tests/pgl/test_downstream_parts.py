@@ -91,7 +91,7 @@ def test_an_image_under_two_names_is_not_trained_and_tested_on(tmp_path):
     cache = LabelledCache(data)
     for tested in ("a", "a_copy"):
         settings = SplitSettings(test_subjects=[tested])
-        with pytest.raises(ValueError, match="the cases a(_copy)? and a(_copy)? hold the same image"):
+        with pytest.raises(ValueError, match=r"the cases a(_copy)? and a(_copy)? hold the same image"):
             cache.split(settings, 1.0, 0)
     # On one side both may be, whoever chooses: the settings, or the rule that makes them one patient.
     assert cache.split(SplitSettings(test_subjects=["b"]), 1.0, 0).training == ["a", "a_copy"]

@@ -16,13 +16,13 @@ from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 
 import pgl
-from pgl.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
 from pgl.config import PretrainConfig
 from pgl.export import export_encoder, load_encoder, read_export
 from pgl.export.nnssl import export_nnssl
 from pgl.export.nnunet import export_nnunet
 from pgl.networks import build_encoder, describe
 from pgl.pretrain import pretrain
+from pgl.training.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
 from tests.pgl.encoder_files import small_plans, write_plans
 from tests.pgl.training_data import make_cache, small_config, small_encoder
 

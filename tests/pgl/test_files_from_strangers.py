@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from pgl.cache import CacheWriter, VolumeCache
+from pgl.cache.integrity import CHECKSUMS, DamagedCase
+from pgl.cache.volumes import CacheWriter, VolumeCache
 from pgl.cli import main
 from pgl.images import Limits, RejectedImage, find_files, read_file, read_headers
-from pgl.integrity import CHECKSUMS, DamagedCase
-from pgl.prepare import PrepareSettings, prepare
-from pgl.workers import WorkerTimedOut, run_isolated
+from pgl.prepare.run import PrepareSettings, prepare
+from pgl.processes.workers import WorkerTimedOut, run_isolated
 from tests.pgl.ct_files import body, nap, write, write_series
 
 WIDE = Limits((3.0, 2.0, 2.0), (8, 16, 16), 2**30, 0.1)

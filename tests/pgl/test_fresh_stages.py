@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from pgl.ablation_dice import Tuning
+from pgl.ablation.dice import Tuning
 from pgl.cli import main
 from pgl.comparison.config import Comparison
 from pgl.comparison.runs import NOT_COMPARED, compare

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgl.genesis_transforms import (
+from pgl.methods.genesis_transforms import (
     IN_PAINTED,
     MARGIN,
     OUT_PAINTED,

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgl.checkpoint import load_checkpoint
 from pgl.export import load_encoder
+from pgl.training.checkpoint import load_checkpoint
 from tests.pgl.encoder_files import encoder_file
 
 GROWTH_KIB = 100 * 1024

@@ -13,7 +13,7 @@ import pytest
 from pgl.images import RejectedImage, read_file
 from pgl.labels.reading import read_label
 from pgl.labels.settings import LabelSettings
-from pgl.prepare import PrepareSettings, prepare
+from pgl.prepare.run import PrepareSettings, prepare
 from tests.pgl.ct_files import LIMITS, body, write
 from tests.pgl.labelled_trees import organ
 

@@ -13,7 +13,7 @@ import pytest
 COUNTING = """
 import resource, sys
 import torch
-from pgl.kept_memory import keep_freed_memory
+from pgl.training.kept_memory import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

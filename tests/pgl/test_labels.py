@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 from rich.console import Console
 
-from pgl.cache import CacheWriter, VolumeCache
+from pgl.cache.volumes import CacheWriter, VolumeCache
 from pgl.cli import main
 from pgl.downstream.labels import LabelledCache
 from pgl.images import Grid
@@ -27,7 +27,7 @@ from pgl.labels.store import (
     read_labels,
     verify_labels,
 )
-from pgl.prepare import PrepareSettings, prepare
+from pgl.prepare.run import PrepareSettings, prepare
 from tests.pgl import labelled_trees as trees
 from tests.pgl.ct_files import body, hanging_prepare_label, impatient, to_image, write, write_series
 

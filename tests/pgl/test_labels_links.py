@@ -12,8 +12,8 @@ from pgl.downstream.evaluate import evaluate
 from pgl.labels.pairs import named_files
 from pgl.labels.settings import LabelSettings
 from pgl.labels.store import read_labels
-from pgl.prepare import PrepareSettings, prepare
-from pgl.prepare_report import PrepareReport
+from pgl.prepare.report import PrepareReport
+from pgl.prepare.run import PrepareSettings, prepare
 from tests.pgl import labelled_trees as trees
 from tests.pgl.ct_files import write
 

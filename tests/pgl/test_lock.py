@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import pgl
-from pgl import lock
-from pgl.lock import LOCK, READERS, InUse, keep_readers_out, only_writer, reading
+from pgl.files import lock
+from pgl.files.lock import LOCK, READERS, InUse, keep_readers_out, only_writer, reading
 
 from .training_data import blobs, make_cache
 
@@ -92,7 +92,7 @@ def test_many_processes_that_want_one_folder_get_it_one_after_the_other(tmp_path
     (tmp_path / "n" / "number").write_text("0", "ascii")
     code = """
 import pathlib, sys, time
-from pgl.lock import InUse, only_writer
+from pgl.files.lock import InUse, only_writer
 folder, done = pathlib.Path(sys.argv[1]), 0
 while done < 40:
     try:

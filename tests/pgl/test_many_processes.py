@@ -19,12 +19,12 @@ import yaml
 from torch import nn
 
 from pgl import pretrain as module
-from pgl import process_group
-from pgl.batch_norm import over_all_processes
-from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
 from pgl.config import PretrainConfig
 from pgl.pretrain import pretrain
 from pgl.settings import to_plain
+from pgl.training import process_group
+from pgl.training.batch_norm import over_all_processes
+from pgl.training.checkpoint import LAST, checkpoint_path, load_checkpoint
 from tests.patience import PATIENCE_S, wait_until
 
 from .training_data import make_cache, small_config
@@ -188,7 +188,7 @@ import sys
 import torch
 import torch.distributed
 from torch import nn
-from pgl.batch_norm import over_all_processes
+from pgl.training.batch_norm import over_all_processes
 
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from pgl.config import MethodSettings
-from pgl.method import PGL, VoxelHead, ema_decay
+from pgl.methods.pgl import PGL, VoxelHead, ema_decay
 from pgl.views import ViewPairs, sample_view_pairs
 from pgl_ops import reference
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pgl.metrics import chance, effective_rank, feature_spread, matching_accuracy
+from pgl.training.metrics import chance, effective_rank, feature_spread, matching_accuracy
 
 
 def features(seed: int = 0, batch: int = 2, channels: int = 64, size=(2, 4, 4)) -> torch.Tensor:

@@ -17,12 +17,12 @@ import torch
 import yaml
 
 from pgl import pretrain as module
-from pgl.cache import VolumeCache
-from pgl.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
+from pgl.cache.integrity import DamagedCase
+from pgl.cache.volumes import VolumeCache
 from pgl.config import PretrainConfig
-from pgl.integrity import DamagedCase
 from pgl.pretrain import pretrain
 from pgl.settings import to_plain
+from pgl.training.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
 from tests.patience import PATIENCE_S
 
 from .test_pretrain import assert_same_weights, interrupt_after, lines

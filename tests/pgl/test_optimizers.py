@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from pgl.config import OptimizerSettings
-from pgl.lars import LARS
-from pgl.optimizers import build_optimizer, learning_rate_at
+from pgl.training.lars import LARS
+from pgl.training.optimizers import build_optimizer, learning_rate_at
 
 
 def settings(**changes) -> OptimizerSettings:

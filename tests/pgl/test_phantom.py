@@ -11,7 +11,7 @@ import pytest
 
 sitk = pytest.importorskip("SimpleITK")
 
-from pgl.atomic import PARTIAL_PREFIX  # noqa: E402
+from pgl.files.atomic import PARTIAL_PREFIX  # noqa: E402
 from pgl.phantom import LABELS, Patient, draw_phantom, make_phantoms, rendering, writing  # noqa: E402
 from pgl.phantom.canvas import coverage  # noqa: E402
 from pgl.phantom.levelsets import ellipsoid, smooth_max, smooth_min  # noqa: E402

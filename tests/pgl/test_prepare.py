@@ -15,10 +15,10 @@ import pytest
 import SimpleITK as sitk
 from rich.console import Console
 
-import pgl.prepare
-from pgl.cache import VolumeCache
-from pgl.lock import InUse, only_writer
-from pgl.prepare import PrepareSettings, prepare
+import pgl.prepare.run
+from pgl.cache.volumes import VolumeCache
+from pgl.files.lock import InUse, only_writer
+from pgl.prepare.run import PrepareSettings, prepare
 from tests.patience import PATIENCE_S, wait_until
 from tests.pgl import ct_files
 from tests.pgl.ct_files import body, to_image, write, write_series
@@ -244,13 +244,13 @@ def test_include_and_exclude_keep_masks_out(tmp_path):
 
 def start_slow_run(source: Path, cache: Path) -> subprocess.Popen:
     code = (
-        "import signal, sys, pgl.prepare\n"
+        "import signal, sys, pgl.prepare.run\n"
         # A shell's background job and what it starts ignore Ctrl-C.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from tests.pgl.ct_files import slow_prepare_case\n"
-        "pgl.prepare.prepare_case = slow_prepare_case\n"
-        "settings = pgl.prepare.PrepareSettings((3.0, 2.0, 2.0), (8, 16, 16), workers=1)\n"
-        "pgl.prepare.prepare([sys.argv[1]], sys.argv[2], settings)\n"
+        "pgl.prepare.run.prepare_case = slow_prepare_case\n"
+        "settings = pgl.prepare.run.PrepareSettings((3.0, 2.0, 2.0), (8, 16, 16), workers=1)\n"
+        "pgl.prepare.run.prepare([sys.argv[1]], sys.argv[2], settings)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
     return subprocess.Popen(
@@ -290,7 +290,7 @@ def test_an_interrupted_run_is_continued_by_the_next(tmp_path, end):
 
 
 def test_a_file_that_crashes_the_reader_costs_only_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(pgl.prepare, "prepare_case", ct_files.crashing_prepare_case)
+    monkeypatch.setattr(pgl.prepare.run, "prepare_case", ct_files.crashing_prepare_case)
     for name in ("a", "crash", "c"):
         write(tmp_path / "in" / f"{name}.nrrd")
     report = run([tmp_path / "in"], tmp_path / "cache", workers=1)
@@ -301,14 +301,14 @@ def test_a_file_that_crashes_the_reader_costs_only_itself(tmp_path, monkeypatch)
 
 
 def test_a_full_disk_stops_the_run_and_blames_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(pgl.prepare, "prepare_case", ct_files.failing_prepare_case)
+    monkeypatch.setattr(pgl.prepare.run, "prepare_case", ct_files.failing_prepare_case)
     write(tmp_path / "in" / "a.nrrd")
     with pytest.raises(RuntimeError, match=r"could not write a-.* No space left.*\(disk full\? .* GiB free"):
         run([tmp_path / "in"], tmp_path / "cache")
 
 
 def test_one_and_two_workers_write_the_same_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("pgl.workers.usable_cores", lambda: 8)
+    monkeypatch.setattr("pgl.processes.workers.usable_cores", lambda: 8)
     for seed in range(3):
         write(tmp_path / "in" / f"{seed}.nrrd", body((33, 200, 260), seed))
     checksums = []

@@ -11,14 +11,14 @@ import pytest
 from rich.console import Console
 
 import pgl.labels.prepare_labels
-import pgl.prepare
-import pgl.prepare_case
-from pgl.cache import VolumeCache
+import pgl.prepare.case
+import pgl.prepare.run
+from pgl.cache.volumes import VolumeCache
 from pgl.labels.settings import LabelSettings
 from pgl.labels.store import read_labels
-from pgl.prepare import PrepareSettings, prepare
-from pgl.prepare_case import Job, prepare_case
-from pgl.prepare_report import PrepareReport
+from pgl.prepare.case import Job, prepare_case
+from pgl.prepare.report import PrepareReport
+from pgl.prepare.run import PrepareSettings, prepare
 from tests.pgl import ct_files, labelled_trees
 from tests.pgl.ct_files import LIMITS, body, write
 
@@ -40,7 +40,7 @@ def test_a_moved_source_keeps_its_cases_when_its_new_place_cannot_be_noted(tmp_p
     terminal = io.StringIO()
 
     with monkeypatch.context() as full:
-        full.setattr(pgl.prepare, "prepare_case", ct_files.prepare_case_without_room)
+        full.setattr(pgl.prepare.run, "prepare_case", ct_files.prepare_case_without_room)
         with pytest.raises(RuntimeError, match=r"could not write a-.*No space left.*\(disk full\?"):
             run(new, cache, terminal)
 
@@ -59,7 +59,7 @@ def test_no_room_for_the_readers_temporary_files_is_no_fault_of_the_image(tmp_pa
     def no_room(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/tmp/pgl-x")
 
-    monkeypatch.setattr(pgl.prepare_case, "read_file", no_room)
+    monkeypatch.setattr(pgl.prepare.case, "read_file", no_room)
     with pytest.raises(OSError, match="No space left"):
         prepare_case(Job(str(path), (), str(tmp_path / "cache"), LIMITS, ("a",), case_id="a"))
 

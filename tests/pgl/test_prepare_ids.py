@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pgl.cache import VolumeCache
-from pgl.prepare import PrepareSettings, prepare
-from pgl.prepare_ids import possible_ids
-from pgl.prepare_report import PrepareReport
+from pgl.cache.volumes import VolumeCache
+from pgl.prepare.ids import possible_ids
+from pgl.prepare.report import PrepareReport
+from pgl.prepare.run import PrepareSettings, prepare
 from tests.pgl.ct_files import body, write, write_series
 
 

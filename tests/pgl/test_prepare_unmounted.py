@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pgl.cache import VolumeCache
-from pgl.prepare import PrepareSettings, prepare
-from pgl.prepare_report import PrepareReport
+from pgl.cache.volumes import VolumeCache
+from pgl.prepare.report import PrepareReport
+from pgl.prepare.run import PrepareSettings, prepare
 from tests.pgl.ct_files import body, write
 
 

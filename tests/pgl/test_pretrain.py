@@ -17,12 +17,12 @@ import torch
 import yaml
 
 from pgl import pretrain as module
-from pgl.cache import CacheWriter
-from pgl.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
+from pgl.cache.volumes import CacheWriter
 from pgl.config import from_plain
 from pgl.networks import build_encoder
 from pgl.pretrain import pretrain
 from pgl.settings import to_plain
+from pgl.training.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
 from tests.patience import PATIENCE_S, wait_until
 
 from .training_data import blobs, make_cache, small_config

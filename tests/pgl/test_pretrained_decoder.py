@@ -12,7 +12,6 @@ import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 
 from pgl.backbone import Backbone
-from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
 from pgl.cli import main
 from pgl.comparison.config import Comparison
 from pgl.comparison.page import _of_pretrainings
@@ -26,6 +25,7 @@ from pgl.export.nnssl import export_nnssl
 from pgl.export.nnunet import export_nnunet
 from pgl.networks import constructor_arguments
 from pgl.pretrain import pretrain
+from pgl.training.checkpoint import LAST, checkpoint_path, load_checkpoint
 
 from .comparisons import comparison, run_here, silently
 from .encoder_files import small_plans, write_plans

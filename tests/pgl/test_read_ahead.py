@@ -10,7 +10,7 @@ import torch
 
 from pgl import pretrain as module
 from pgl.pretrain import pretrain
-from pgl.read_ahead import ReadAhead
+from pgl.training.read_ahead import ReadAhead
 
 from .training_data import make_cache, small_config
 

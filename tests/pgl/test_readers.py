@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from pgl import contexts, readers
 from pgl.downstream import sampling
 from pgl.downstream.train import finetune
 from pgl.pretrain import pretrain
+from pgl.training import contexts, readers
 
 from .labelled_data import labelled_cache, small_finetune
 from .training_data import small_config

@@ -18,9 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pgl.cache import VolumeCache
+from pgl.cache.volumes import VolumeCache
 from pgl.cli import main
-from pgl.examples import choose_pairs
+from pgl.pictures.examples import choose_pairs
 from pgl.pictures.style import window
 from pgl.pretrain import pretrain
 from pgl.report import pairs as pairs_module
@@ -28,7 +28,7 @@ from pgl.report import report_line, write_report
 from pgl.report.curves import MOST_POINTS, charts_of_run, charts_of_runs, smoothed
 from pgl.report.pairs import characters, pictures_of
 from pgl.report.sprites import difference_sprite, fitted, grey_sprite
-from pgl.run_facts import read_run
+from pgl.runs.facts import read_run
 
 from .browser import Browser, find_chromium
 from .run_files import training_line, validation_line, write_run

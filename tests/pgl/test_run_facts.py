@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pgl.run_facts import read_run
-from pgl.run_words import duration, figures, names_of, summary
+from pgl.runs.facts import read_run
+from pgl.runs.words import duration, figures, names_of, summary
 
 from .run_files import training_line, validation_line, write_run
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pgl.cli import COMMANDS
+from pgl.cli.commands import COMMANDS
 from pgl.config import PretrainConfig
 from pgl.settings import defaults
 

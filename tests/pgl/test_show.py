@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from pgl.cache import VolumeCache
-from pgl.checkpoint import INITIAL, LAST, checkpoint_path
+from pgl.cache.volumes import VolumeCache
 from pgl.pictures.colours import pca_colours
 from pgl.pictures.curves import draw_curves
 from pgl.pictures.features import FeaturePicture
+from pgl.pictures.show import choose_pairs, picture_of_pair, show
 from pgl.pictures.style import Sheet, window
 from pgl.pictures.views import PairPicture, outline
 from pgl.pretrain import pretrain
-from pgl.run_facts import read_metrics
-from pgl.show import choose_pairs, picture_of_pair, show
+from pgl.runs.facts import read_metrics
+from pgl.training.checkpoint import INITIAL, LAST, checkpoint_path
 from pgl.views import ViewPairs, cut, sample_view_pairs, shared_region
 from tests.pgl.training_data import make_cache, small_config
 
@@ -246,7 +246,7 @@ def test_show_draws_the_three_pictures_of_a_run(run):
 
 def test_the_rectangles_are_drawn_on_the_views_of_the_run(run, monkeypatch):
     drawn: list[PairPicture] = []
-    monkeypatch.setattr("pgl.show.draw_views", lambda rows, path: drawn.extend(rows))
+    monkeypatch.setattr("pgl.pictures.show.draw_views", lambda rows, path: drawn.extend(rows))
     show(run, pairs=2)
     chosen = choose_pairs(VolumeCache(run.parent / "cache"), small_config(run.parent / "cache", run), 2)
     for number, picture in enumerate(drawn):
@@ -257,7 +257,7 @@ def test_the_rectangles_are_drawn_on_the_views_of_the_run(run, monkeypatch):
 
 def feature_rows(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[FeaturePicture]:
     drawn: list[FeaturePicture] = []
-    monkeypatch.setattr("pgl.show.draw_features", lambda rows, *others: drawn.extend(rows))
+    monkeypatch.setattr("pgl.pictures.show.draw_features", lambda rows, *others: drawn.extend(rows))
     show(run, output=tmp_path / "pictures", pairs=2, data=run.parent / "cache")
     return drawn
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import pgl.pretrain
-from pgl.checkpoint import LAST, checkpoint_path, save_checkpoint
 from pgl.cli import main
-from pgl.status import Status, status_of
+from pgl.runs.status import Status, status_of
+from pgl.training.checkpoint import LAST, checkpoint_path, save_checkpoint
 
 from .run_files import training_line, validation_line, write_run
 from .training_data import make_cache, small_config

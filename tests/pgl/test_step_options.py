@@ -10,18 +10,18 @@ import pytest
 import torch
 import yaml
 
-from pgl import step as module
-from pgl.checkpoint import LAST, checkpoint_path, load_checkpoint
 from pgl.config import MethodSettings, TrainSettings, from_plain
 from pgl.config_check import check
 from pgl.export import export_encoder, load_encoder
-from pgl.method import PGL
+from pgl.methods.pgl import PGL
 from pgl.networks import seeded_module
 from pgl.pictures import curves
+from pgl.pictures.show import show
 from pgl.pretrain import pretrain
 from pgl.report import write_report
-from pgl.show import show
-from pgl.step import precision_of
+from pgl.training import step as module
+from pgl.training.checkpoint import LAST, checkpoint_path, load_checkpoint
+from pgl.training.step import precision_of
 from pgl.views import ViewPairs, place, sample_regions, sample_view_pairs, shared_region
 
 from .test_pretrain import assert_same_weights, lines

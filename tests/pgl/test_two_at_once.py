@@ -20,9 +20,9 @@ import pytest
 import yaml
 
 import pgl
-from pgl.cache import VolumeCache
+from pgl.cache.volumes import VolumeCache
 from pgl.cli import main
-from pgl.lock import LOCK, READERS, keep_readers_out, only_writer, reading
+from pgl.files.lock import LOCK, READERS, keep_readers_out, only_writer, reading
 from pgl.settings import to_plain
 from tests.patience import PATIENCE_S, wait_until
 
@@ -232,7 +232,10 @@ def test_a_second_prepare_is_told_who_has_the_cache_and_a_killed_one_leaves_it_f
 
 
 def test_a_worker_does_not_finish_its_job_when_its_parent_is_killed(tmp_path):
-    code = "import time; from pgl.workers import run_isolated; list(run_isolated(time.sleep, [600], 1))"
+    code = (
+        "import time; from pgl.processes.workers import run_isolated; "
+        "list(run_isolated(time.sleep, [600], 1))"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     wait_until(lambda: bool(children(parent.pid)), parent)
     [worker] = [int(pid) for pid in children(parent.pid)]

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgl.cache import CacheWriter, VolumeCache
+from pgl.cache.volumes import CacheWriter, VolumeCache
 from pgl.comparison.unseen import write_unseen
 from pgl.downstream.config import SplitSettings
 from pgl.downstream.splits import split_cases
-from pgl.lock import InUse, keep_readers_out, only_writer
+from pgl.files.lock import InUse, keep_readers_out, only_writer
 
 from .labelled_data import labelled_cache, tissue
 from .training_data import make_cache

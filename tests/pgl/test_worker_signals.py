@@ -9,8 +9,8 @@ import signal
 import pytest
 
 from pgl.config import AugmentSettings
-from pgl.contexts import ContextDataset, GlobalBatches, make_loader
-from pgl.worker_signals import shielded_children
+from pgl.processes.worker_signals import shielded_children
+from pgl.training.contexts import ContextDataset, GlobalBatches, make_loader
 
 from .training_data import SMALL_VIEWS, small_cache
 

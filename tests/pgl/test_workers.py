@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from pgl import workers
-from pgl.workers import JobFailed, WorkerDied, WorkerTimedOut, run_isolated
+from pgl.processes import workers
+from pgl.processes.workers import JobFailed, WorkerDied, WorkerTimedOut, run_isolated
 from tests.pgl.ct_files import double
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pgl.cache import CacheWriter, VolumeCache
+from pgl.cache.volumes import CacheWriter, VolumeCache
 from pgl.config import (
     MethodSettings,
     OptimizerSettings,

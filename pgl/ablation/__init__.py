@@ -1,0 +1,1 @@
+"""``pgl ablate``: what the priors, and options beyond the paper, are worth."""

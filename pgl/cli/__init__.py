@@ -1,0 +1,5 @@
+"""The command ``pgl``."""
+
+from pgl.cli.commands import main
+
+__all__ = ["main"]

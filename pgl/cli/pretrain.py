@@ -1,0 +1,59 @@
+"""The words of ``pgl pretrain``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pgl.printing import say
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from pgl.config import PretrainConfig
+
+
+def pretrain_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``pgl pretrain``."""
+    from pgl.config import PretrainConfig
+
+    add_config(parser)
+    parser.add_class_arguments(PretrainConfig)
+
+
+def add_config(parser: ArgumentParser) -> None:
+    """Add ``--config``, a file that the rest of the command line overrides."""
+    parser.add_argument(
+        "--config",
+        action="config",
+        metavar="FILE",
+        help="YAML file with settings, see configs/; what the command line says overrides it",
+    )
+
+
+def check_pretrain(arguments: Namespace) -> None:
+    """Raise ValueError, which names the setting, for what cannot work."""
+    from pgl.config_check import check
+
+    check(_config(arguments))
+
+
+def pretrain(arguments: Namespace) -> int:
+    """Run the pretraining and say where its report is."""
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    from pgl.pretrain import pretrain
+    from pgl.report import report_line
+
+    config = _config(arguments)
+    pretrain(config)
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        say(report_line(config.output))
+    return 0
+
+
+def _config(arguments: Namespace) -> PretrainConfig:
+    from pgl.config import PretrainConfig
+
+    settings = vars(arguments).copy()
+    del settings["config"]
+    return PretrainConfig(**settings)

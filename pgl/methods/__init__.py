@@ -1,0 +1,1 @@
+"""The methods of pretraining: PGL, and the baselines BYOL and Models Genesis."""

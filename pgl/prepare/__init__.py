@@ -1,0 +1,1 @@
+"""``pgl prepare``: from image files to the volume cache."""
