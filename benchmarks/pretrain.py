@@ -74,8 +74,9 @@ class Bench:
         from pgl.methods.pgl import PGL
         from pgl.networks import seeded_module
         from pgl.training.contexts import ContextDataset
+        from pgl.training.devices import precision_of
         from pgl.training.kept_memory import keep_freed_memory
-        from pgl.training.step import TrainingStep, precision_of
+        from pgl.training.step import TrainingStep
 
         self.options = options
         self.config = config = _config(options, scratch)
@@ -86,7 +87,7 @@ class Bench:
         fabric = Fabric(
             accelerator=config.train.accelerator,
             devices=1,
-            precision=precision_of(config.train),  # type: ignore[arg-type]
+            precision=precision_of(config.train.precision, config.train.accelerator),  # type: ignore[arg-type]
         )
         self.fabric, self.device = fabric, fabric.device
         self.on_gpu = self.device.type == "cuda"

@@ -56,13 +56,14 @@ from pgl.training.checkpoint import (
 )
 from pgl.training.contexts import Batch, ContextDataset, GlobalBatches, make_loader, split_cases
 from pgl.training.device_feed import on_device
+from pgl.training.devices import devices_of, precision_of
 from pgl.training.kept_memory import keep_freed_memory
 from pgl.training.process_group import AgreedStop, ends_with_the_run
 from pgl.training.read_ahead import ReadAhead
 from pgl.training.readers import starting_readers, too_many_readers
 from pgl.training.record import RunRecord, write_environment, write_settings
 from pgl.training.state import refuse_what_is_not_finite, restore, state_of, state_to_resume
-from pgl.training.step import TrainingStep, devices_of, precision_of
+from pgl.training.step import TrainingStep
 from pgl.training.validation import Validation
 from pgl.training.watch import LossWatch, agree, finish_the_step_on_signal
 
@@ -109,7 +110,7 @@ def _launch(config: PretrainConfig) -> Path:
         accelerator=train.accelerator,
         devices=devices,
         num_nodes=num_nodes,
-        precision=precision_of(train),  # type: ignore[arg-type]
+        precision=precision_of(train.precision, train.accelerator),  # type: ignore[arg-type]
     )
     if fabric.device.type == "cpu":
         keep_freed_memory()
@@ -357,7 +358,7 @@ class _Run:
             "validation": [self.case_ids[i] for i in validation],
         }
         write_settings(self.folder, to_plain(config))
-        precision = precision_of(config.train)
+        precision = precision_of(config.train.precision, config.train.accelerator)
         write_environment(self.folder, self.fabric.device, self.fabric.world_size, names, precision)
         if self.step:
             say(f"resuming {self.folder} after step {self.step} of {config.train.steps}")

@@ -19,7 +19,7 @@ from pgl.augment import Augmentation, augment, normalise, sample_augmentation
 from pgl.config import AugmentSettings, IntensitySettings
 from pgl.downstream.config import PatchSettings
 from pgl.downstream.labels import LabelledCache
-from pgl.processes.orphans import end_with_the_trainer
+from pgl.processes.worker_signals import survive_one_sigterm
 
 Triple = tuple[int, int, int]
 
@@ -143,8 +143,10 @@ def make_loader(
         batch_sampler=list(batches()),
         num_workers=workers,
         collate_fn=collate,
+        # As in pretraining (pgl.training.contexts): forked workers may hang.
+        multiprocessing_context="spawn" if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=end_with_the_trainer if workers else None,
+        worker_init_fn=survive_one_sigterm if workers else None,
     )
 
 

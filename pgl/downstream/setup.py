@@ -153,14 +153,6 @@ def accelerator(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def precision(config: FinetuneConfig) -> str:
-    """Lightning Fabric's name of the precision."""
-    if config.train.precision != "auto":
-        return config.train.precision
-    on_cuda = accelerator(config.train.accelerator) in ("cuda", "gpu") and torch.cuda.is_available()
-    return "bf16-mixed" if on_cuda and torch.cuda.is_bf16_supported() else "32-true"
-
-
 def environment(fabric: Fabric) -> dict[str, Any]:
     """Versions, machine and command line, for environment.json."""
     on_cuda = fabric.device.type == "cuda"

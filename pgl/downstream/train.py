@@ -47,7 +47,6 @@ from pgl.downstream.setup import (
     environment,
     intensity,
     labelled_cache,
-    precision,
     prepare_source,
     pretrained_weights,
     say_loaded,
@@ -58,6 +57,7 @@ from pgl.files.atomic import write_json
 from pgl.files.lock import only_writer, reading
 from pgl.networks import seeded_module
 from pgl.settings import to_plain
+from pgl.training.devices import precision_of
 from pgl.training.kept_memory import keep_freed_memory
 from pgl.training.readers import starting_readers, too_many_readers
 from pgl.training.record import RunRecord, write_settings
@@ -119,7 +119,7 @@ class _Run:
         self.fabric = Fabric(
             accelerator=accelerator(train.accelerator),
             devices=1,
-            precision=precision(config),  # type: ignore[arg-type]
+            precision=precision_of(train.precision, train.accelerator),  # type: ignore[arg-type]
         )
         if self.fabric.device.type == "cpu":
             keep_freed_memory()

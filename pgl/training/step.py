@@ -5,35 +5,17 @@ The step reads like the method: cut the views, augment them, loss, gradients, op
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import TorchElasticEnvironment
 
-from pgl.config import PretrainConfig, TrainSettings
+from pgl.config import PretrainConfig
 from pgl.methods.base import Method
 from pgl.methods.pgl import ema_decay
 from pgl.training.batch_norm import over_all_processes
 from pgl.training.contexts import Batch
 from pgl.training.optimizers import build_optimizer, learning_rate_at
-
-
-def precision_of(train: TrainSettings) -> str:
-    """What ``train.precision`` stands for here: ``auto`` is bf16 on GPUs that have it, float32 elsewhere."""
-    if train.precision != "auto":
-        return train.precision
-    gpu = train.accelerator != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-
-
-def devices_of(train: TrainSettings) -> tuple[int | str, int]:
-    """Devices a machine and machines, for Lightning Fabric; ``torchrun`` has counted its processes."""
-    if train.devices != "auto" or not TorchElasticEnvironment.detect():
-        return train.devices, train.num_nodes
-    here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-    return here, everywhere // here
 
 
 class TrainingStep:

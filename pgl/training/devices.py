@@ -1,0 +1,27 @@
+"""What a run's settings of devices and precision come to on this machine."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
+
+from pgl.config import TrainSettings
+
+
+def precision_of(precision: str, accelerator: str) -> str:
+    """What ``train.precision`` stands for with that ``train.accelerator``: ``auto`` is bf16 on GPUs that have
+    it, float32 elsewhere."""
+    if precision != "auto":
+        return precision
+    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def devices_of(train: TrainSettings) -> tuple[int | str, int]:
+    """Devices a machine and machines, for Lightning Fabric; ``torchrun`` has counted its processes."""
+    if train.devices != "auto" or not TorchElasticEnvironment.detect():
+        return train.devices, train.num_nodes
+    here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    return here, everywhere // here
