@@ -56,7 +56,7 @@ from pgl.training.checkpoint import (
 )
 from pgl.training.contexts import Batch, ContextDataset, GlobalBatches, make_loader, split_cases
 from pgl.training.device_feed import on_device
-from pgl.training.devices import devices_of, precision_of
+from pgl.training.devices import devices_of, precision_of, slow_precision
 from pgl.training.kept_memory import keep_freed_memory
 from pgl.training.process_group import AgreedStop, ends_with_the_run
 from pgl.training.read_ahead import ReadAhead
@@ -367,8 +367,9 @@ class _Run:
             f"{self.fabric.world_size} × {self.fabric.device.type}, {precision}, "
             f"{torch.get_num_threads()} CPU threads"
         )
-        if note := too_many_readers(config.train.workers):
-            say(note)
+        for note in (too_many_readers(config.train.workers), slow_precision(precision, self.fabric.device)):
+            if note:
+                say(note)
         if set(training) & set(validation):
             say(
                 f"validation uses the training cases: {len(self.case_ids)} cases are too few to hold some "

@@ -1,8 +1,8 @@
 """The one geometry: a view is a box in a context block, flips, and the size it is cut to.
 
 The same record cuts the view out of the block and later places the region that two views share on the view's
-feature map. Both go through :func:`pgl_ops.roi_align3d`, and nothing else in the project knows about
-coordinates.
+feature map. Both go through :func:`pgl_ops.roi_align3d`. Nothing else in pretraining knows about coordinates;
+patches for fine-tuning are drawn in :mod:`pgl.downstream.sampling`.
 
 Coordinates are continuous voxels of the context block in the order (d1, h1, w1, d2, h2, w2); voxel i covers
 [i, i + 1). Two views of a sample are kept view by view: rows [0, B) of a flattened batch are the first

@@ -34,6 +34,7 @@ EXECUTED = [
 # Patterns of commands that no test executes as they stand, and why.
 PARSED_ONLY = {
     r"make ": "sets up, builds or takes minutes to hours; continuous integration runs lint and test",
+    r"pip install ": "downloads; tests/installs.sh",
     r"source \.venv": "of the shell",
     r"cmake ": "the build, as setup.py does it",
     r"python -m pytest ": "tests, which run anyway",

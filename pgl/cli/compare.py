@@ -60,7 +60,11 @@ def compare_arguments(parser: ArgumentParser) -> None:
         help="further shares, from random weights with the first seed alone: what more labels would give",
     )
     parser.add_argument(
-        "--seeds", type=str | int | list[int], default=[0, 1, 2], metavar="S,S,...", help="at least three"
+        "--seeds",
+        type=str | int | list[int],
+        default=[0, 1, 2],
+        metavar="S,S,...",
+        help="of pretraining and fine-tuning; three or more tell a spread",
     )
     parser.add_argument(
         "--pretrain_once",

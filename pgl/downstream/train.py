@@ -57,7 +57,7 @@ from pgl.files.atomic import write_json
 from pgl.files.lock import only_writer, reading
 from pgl.networks import seeded_module
 from pgl.settings import to_plain
-from pgl.training.devices import precision_of
+from pgl.training.devices import precision_of, slow_precision
 from pgl.training.kept_memory import keep_freed_memory
 from pgl.training.readers import starting_readers, too_many_readers
 from pgl.training.record import RunRecord, write_settings
@@ -287,6 +287,8 @@ class _Run:
             f"{len(split.training)} training, {len(split.test)} test and {len(split.unused)} unused cases of "
             f"{config.data}; classes {', '.join(self.cache.task.names)}; {self.fabric.device.type}"
         )
-        if note := too_many_readers(config.train.workers):
-            say(note)
+        precision = precision_of(config.train.precision, config.train.accelerator)
+        for note in (too_many_readers(config.train.workers), slow_precision(precision, self.fabric.device)):
+            if note:
+                say(note)
         say_loaded(self.record.say, self.folder, config, export, loaded, self.cache.images.spacing_mm)

@@ -19,6 +19,22 @@ def precision_of(precision: str, accelerator: str) -> str:
     return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
+def slow_precision(precision: str, device: torch.device) -> str | None:
+    """A line on a precision that the processor only emulates; None otherwise.
+
+    Args:
+        precision: what :func:`precision_of` gave.
+        device: where the run computes.
+    """
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    if device.type != "cpu" or not precision.startswith("bf16") or supported():
+        return None
+    return (
+        "note: this processor has no arithmetic for bf16; emulated, it is far slower than train.precision "
+        "32-true"
+    )
+
+
 def devices_of(train: TrainSettings) -> tuple[int | str, int]:
     """Devices a machine and machines, for Lightning Fabric; ``torchrun`` has counted its processes."""
     if train.devices != "auto" or not TorchElasticEnvironment.detect():

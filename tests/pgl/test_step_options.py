@@ -21,7 +21,7 @@ from pgl.pretrain import pretrain
 from pgl.report import write_report
 from pgl.training import step as module
 from pgl.training.checkpoint import LAST, checkpoint_path, load_checkpoint
-from pgl.training.devices import precision_of
+from pgl.training.devices import precision_of, slow_precision
 from pgl.views import ViewPairs, place, sample_regions, sample_view_pairs, shared_region
 
 from .test_pretrain import assert_same_weights, lines
@@ -230,6 +230,21 @@ def test_each_option_beyond_the_paper_has_a_config_that_works(file):
               getattr(config.method, name) != getattr(default, name)}  # fmt: skip
     names = {"levels": "more_levels", "unet": "features", "decorrelated": "decorrelation"}
     assert chosen == {names.get(file.stem, file.stem)}
+
+
+@pytest.mark.parametrize(
+    ("supported", "precision", "device", "told"),
+    [
+        (False, "bf16-mixed", "cpu", True),
+        (True, "bf16-mixed", "cpu", False),
+        (False, "32-true", "cpu", False),
+        (False, "bf16-mixed", "cuda", False),
+    ],
+)
+def test_a_precision_that_the_processor_emulates_is_told(monkeypatch, supported, precision, device, told):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    note = slow_precision(precision, torch.device(device))
+    assert (note is not None and "32-true" in note) == told
 
 
 def test_the_environment_tells_which_precision_was_chosen(plain):
