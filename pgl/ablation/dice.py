@@ -60,8 +60,7 @@ class Tuning:
         if seen:
             raise ValueError(
                 f"{folder} was pretrained on cases that are tested on ({', '.join(seen[:5])}): it was begun "
-                "without --finetune, or the cache or the split has changed since, or an earlier version "
-                "pretrained on copies of test cases; give another --output"
+                "without --finetune, or the cache or the split has changed since; give another --output"
             )
 
     def refuse_other_weights(self, runs: Sequence[PretrainConfig]) -> None:

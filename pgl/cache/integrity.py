@@ -34,14 +34,15 @@ def store_checksums(volume: blosc2.NDArray) -> None:
     volume.schunk.vlmeta[CHECKSUMS] = np.array(sums, "<u4").tobytes()
 
 
-def stored_checksums(volume: blosc2.NDArray) -> np.ndarray | None:
-    """uint32 array, one for each chunk; None in files from before there were any.
+def stored_checksums(volume: blosc2.NDArray) -> np.ndarray:
+    """uint32 array, one for each chunk.
 
     Raises:
-        ValueError: their number is wrong.
+        ValueError: there are none, or their number is wrong.
     """
     if CHECKSUMS not in volume.schunk.vlmeta:
-        return None
+        # Its manifest may agree with such a file, and pgl prepare would then keep it.
+        raise ValueError("it has no checksums of its chunks, so delete it first")
     # Its bytes alone: blosc2's own way of reading it also turns bytes into functions and references.
     packed = volume.schunk.vlmeta.get_vlmeta(CHECKSUMS)
     if len(packed) > 2 * CHECKSUM_BYTES * volume.schunk.nchunks + LONGEST_PREFIX:

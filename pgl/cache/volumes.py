@@ -226,8 +226,7 @@ class CacheWriter:
 class VolumeCache:
     """Reads blocks of volumes from a cache that ``pgl prepare`` made.
 
-    A process that reads from a chunk for the first time holds it against its checksum. Files from before
-    chunks had any are held against that of the whole file when a process first opens them.
+    A process that reads from a chunk for the first time holds it against its checksum.
 
     Files are opened when first read, anew in every process, so an object travels into data loader workers, by
     fork as well as by pickling.
@@ -346,7 +345,7 @@ class VolumeCache:
             return volume[region]
 
     @contextmanager
-    def _opened(self, index: int) -> Iterator[tuple[blosc2.NDArray, np.ndarray | None]]:
+    def _opened(self, index: int) -> Iterator[tuple[blosc2.NDArray, np.ndarray]]:
         """A case's open file and its checksums, for one thread at a time."""
         # After a fork, open anew: an inherited lock may be held by a thread that is not there any more, and
         # inherited handles may share one file position.
@@ -363,24 +362,18 @@ class VolumeCache:
             except RuntimeError as error:
                 raise self._damaged(record, str(error)) from error
 
-    def _check(
-        self, index: int, volume: blosc2.NDArray, sums: np.ndarray | None, numbers: Iterable[int]
-    ) -> None:
-        if sums is not None:
-            bad = damaged_chunk(volume, sums, numbers, self._checked[index])
-            if bad is not None:
-                raise self._damaged(self.cases[index], f"chunk {bad} does not have its checksum")
+    def _check(self, index: int, volume: blosc2.NDArray, sums: np.ndarray, numbers: Iterable[int]) -> None:
+        bad = damaged_chunk(volume, sums, numbers, self._checked[index])
+        if bad is not None:
+            raise self._damaged(self.cases[index], f"chunk {bad} does not have its checksum")
 
-    def _open(self, index: int, record: CaseRecord) -> tuple[blosc2.NDArray, np.ndarray | None]:
+    def _open(self, index: int, record: CaseRecord) -> tuple[blosc2.NDArray, np.ndarray]:
         volume = _open_volume(self.path, record)
         try:
             sums = stored_checksums(volume)
         except Exception as error:  # whatever a damaged file makes of it
             raise self._damaged(record, str(error)) from error
-        if index not in self._checked:
-            if sums is None and sha256_of(self.path / record.file) != record.sha256:
-                raise self._damaged(record, "it does not have its checksum")
-            self._checked[index] = bytearray(0 if sums is None else len(sums))
+        self._checked.setdefault(index, bytearray(len(sums)))
         return volume, sums
 
     def _damaged(self, record: CaseRecord, how: str) -> DamagedCase:
@@ -392,7 +385,7 @@ class VolumeCache:
     def _reset(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._volumes: OrderedDict[str, tuple[blosc2.NDArray, np.ndarray | None]] = OrderedDict()
+        self._volumes: OrderedDict[str, tuple[blosc2.NDArray, np.ndarray]] = OrderedDict()
         # By case: which of its chunks this process has found in order; and the answer of `damage`.
         self._checked: dict[int, bytearray] = {}
         self._damage: dict[int, str | None] = {}

@@ -242,7 +242,7 @@ class _Ready:
             other = ", ".join(sorted(trained_on ^ set(self.cases))[:5])
             raise ValueError(
                 f"{folder} was pretrained on other cases ({other}): the cache or the split has changed "
-                "since, or an earlier version pretrained on copies of test cases; give another --output"
+                "since; give another --output"
             )
         self.encoders[source] = keep_exported(folder, self.comparison.encoder_file(*source))
 
@@ -274,9 +274,9 @@ class _Ready:
         return [(folder, other_weights(path, pretraining, file, there))]
 
     def _is_of_other_data(self, results: dict[str, Any]) -> bool:
-        """Whether a case of a fine-tuning has changed since; results of earlier versions do not tell."""
-        made_on = results.get("data_sha256")
-        return made_on is not None and made_on != digest_of(self.labels, results["test"], results["training"])
+        """Whether a case of a fine-tuning has changed since."""
+        now: str = digest_of(self.labels, results["test"], results["training"])
+        return bool(results["data_sha256"] != now)
 
 
 def _name(source: tuple[str, int]) -> str:
@@ -328,6 +328,7 @@ def _results(run: FinetuneConfig) -> dict[str, Any]:
         results = json.loads(path.read_text("utf-8"))
         good = results["format"] == RESULTS_FORMAT and results["steps"] == run.train.steps
         assert results["weights_sha256"] is None or isinstance(results["weights_sha256"], str)
+        assert isinstance(results["data_sha256"], str)
         assert all(isinstance(results[name], list) for name in ("cases", "test", "training"))
         assert all(set(own) >= set(OF_CLASS) for own in results["mean"]["classes"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:

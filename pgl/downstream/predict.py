@@ -137,8 +137,8 @@ def _check_targets(
             )
         if note_of(path) != MADE_BY:
             raise FileExistsError(
-                f"output: {path} is there and is not marked as a mask of `pgl predict` (the first version "
-                "did not mark them), the only thing that is replaced; name another folder, or move it away"
+                f"output: {path} is there and is not marked as a mask of `pgl predict`, the only "
+                "thing that is replaced; name another folder, or move it away"
             )
     if os.path.lexists(classes_file) and _read_classes(classes_file) != classes:
         raise FileExistsError(

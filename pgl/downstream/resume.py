@@ -18,6 +18,8 @@ from pgl.settings import by_name, differing, since_then, to_plain
 
 FORMAT, FORMAT_VERSION = "pgl-finetune-state", 1
 LAST = "checkpoints/last.pt"
+_KEYS = {"step", "config", "weights_sha256", "data_sha256", "split", "network", "optimizer"}
+_ADVICE = "start the run anew with another --output"
 # They move the work elsewhere, or change what is tested, not what is trained.
 _FREE = {
     "data", "output", "resume", "inference", "source", "layout", "train.workers", "train.accelerator",
@@ -87,8 +89,11 @@ def load_state(
     path = folder / LAST
     if not config.resume or not path.is_file():
         return None
-    content = safe_load(path, "the state of a run", "start the run anew with another --output")
+    content = safe_load(path, "the state of a run", _ADVICE)
     check_header(path, content, FORMAT, FORMAT_VERSION, "state of `pgl finetune`", "pgl finetune")
+    missing = sorted(_KEYS - set(content))
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: it is damaged; {_ADVICE}")
     then, now = since_then(content["config"], FinetuneConfig, str(path)), by_name(to_plain(config))
     changed = differing(then, now, _FREE)
     if changed:
@@ -96,8 +101,7 @@ def load_state(
             f"--resume: {', '.join(changed)} differ from the run in {folder}; give --config "
             f"{folder / CONFIG}, or another --output for a new run"
         )
-    # Those of the first versions do not know.
-    if content.get("weights_sha256", weights_sha256) != weights_sha256:
+    if content["weights_sha256"] != weights_sha256:
         raise ValueError(
             f"--resume: {config.weights} holds other weights than those that the run in {folder} started "
             "from; give these, or another --output for a new run"
@@ -107,7 +111,7 @@ def load_state(
             f"--resume: the labelled cases of {config.data} are no longer those of the run in {folder}; give "
             "its own cache, or another --output for a new run"
         )
-    if content.get("data_sha256", data_sha256) != data_sha256:
+    if content["data_sha256"] != data_sha256:
         raise ValueError(
             f"--resume: images or labels of {config.data} have changed since the run in {folder} was "
             "stopped; give the cache as it was, or another --output for a new run"

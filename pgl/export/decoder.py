@@ -25,10 +25,10 @@ def decoder_level(checkpoint: Mapping[str, Any]) -> int | None:
         ValueError: there is no such stage.
     """
     method = checkpoint["config"]["method"]
-    if method.get("features") != "decoder":
+    if method["features"] != "decoder":
         return None
     stages = checkpoint["network"]["arguments"]["n_stages"] - 1
-    return min(stages_by_number(stages, method["feature_level"], method.get("more_levels", []), "decoder"))
+    return min(stages_by_number(stages, method["feature_level"], method["more_levels"], "decoder"))
 
 
 def trained_of_decoder(tensors: Mapping[str, Tensor], n_stages: int, level: int) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ Keys of a checkpoint::
     metrics            the latest validation numbers, as in metrics.jsonl
     best               the validation numbers of the best step so far
     optimizer          the optimiser's state dict (last.pt and step-N.pt; None elsewhere)
-    pending_losses     losses of the steps since the last line of metrics (may be missing: none)
+    pending_losses     losses of the steps since the last line of metrics
 
 ``online["encoder"]`` has exactly the names and shapes of ``build_encoder(network).state_dict()``.
 """
@@ -56,8 +56,8 @@ _KEYS = [
     "metrics",
     "best",
     "optimizer",
+    "pending_losses",
 ]
-_LATER_KEYS: dict[str, Any] = {"pending_losses": []}
 _KEPT = re.compile(r"step-(\d+)\.pt")
 _ADVICE = "restore it from a copy, or take another checkpoint of the run"
 
@@ -75,7 +75,7 @@ def save_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> No
         ValueError: a key is missing or unknown.
         OSError: it cannot be written, for example because the disk is full.
     """
-    differing = set(content) - set(_LATER_KEYS) ^ set(_KEYS)
+    differing = set(content) ^ set(_KEYS)
     if differing:
         raise ValueError(f"checkpoint content differs from the format in {sorted(differing)}")
     file = {"format": FORMAT, "format_version": FORMAT_VERSION, **content}
@@ -163,7 +163,7 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> 
     step = content["step"]
     if not isinstance(step, int) or step < 0:
         raise ValueError(f"{path}: 'step' must be a number of steps, got {step!r}: it is damaged; {_ADVICE}")
-    return {**_LATER_KEYS, **content}
+    return content
 
 
 def _not_written(path: Path, error: OSError) -> OSError:

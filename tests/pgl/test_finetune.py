@@ -170,6 +170,18 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on_from_there(data, tmp_path,
     assert finetune(replace(rarely, resume=True))["steps"] == 5 and len(done) == 5
 
 
+def test_a_state_without_its_checksums_is_refused(data, tmp_path):
+    """Whether weights and labels are still the same could not be told then."""
+    config = small_finetune(data, tmp_path / "run", steps=2)
+    finetune(config)
+    file = tmp_path / "run/checkpoints/last.pt"
+    state = torch.load(file, weights_only=True)
+    for key in ("weights_sha256", "data_sha256"):
+        torch.save({name: value for name, value in state.items() if name != key}, file)
+        with pytest.raises(ValueError, match=rf"last\.pt lacks {key}: it is damaged"):
+            finetune(replace(config, resume=True))
+
+
 def test_patches_read_by_other_processes_are_the_same(data, tmp_path):
     for workers in (0, 2):
         config = small_finetune(data, tmp_path / str(workers), steps=3)
