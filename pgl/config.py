@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pgl.networks import EncoderSettings, default_encoder
+from pgl.settings import settings_of
 
 Triple = tuple[int, int, int]
 
@@ -297,13 +298,4 @@ def from_plain(plain: dict[str, Any]) -> PretrainConfig:
     Raises:
         ValueError: a key is unknown or has a wrong type; the message names it.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(PretrainConfig)
-    # Its name until jsonargparse 4.49.
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    try:
-        return PretrainConfig(**vars(instantiate(parser.parse_object(plain))))
-    except ArgumentError as error:
-        raise ValueError(f"pretraining settings: {error}") from error
+    return settings_of(PretrainConfig, plain, "pretraining settings")

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from pgl.runs.folder import CONFIG, ENVIRONMENT, METRICS
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+Settings = TypeVar("Settings")
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -18,6 +23,35 @@ def to_plain(config: Any) -> dict[str, Any]:
     """
     nested: dict[str, Any] = as_plain(asdict(config))
     return nested
+
+
+def settings_of(kind: type[Settings], plain: dict[str, Any], where: str) -> Settings:
+    """The settings that :func:`to_plain` gave.
+
+    Args:
+        kind: their dataclass.
+        plain: nested plain data; what has a default may be left out.
+        where: what they are or which file, for messages.
+
+    Raises:
+        ValueError: a key is unknown or has a wrong type; the message names it.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    try:
+        return kind(**vars(instantiated(parser, parser.parse_object(plain))))
+    except ArgumentError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def instantiated(parser: ArgumentParser, parsed: Namespace) -> Namespace:
+    """What a parser has read, with its groups of settings as their dataclasses."""
+    # The method's name before jsonargparse 4.49, which goes away in 5.
+    method = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    made: Namespace = method(parsed)
+    return made
 
 
 def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

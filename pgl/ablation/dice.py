@@ -22,7 +22,7 @@ from pgl.downstream.fresh_stages import check_with_pretraining
 from pgl.downstream.resume import LAST
 from pgl.processes.child_runs import is_pretrained
 from pgl.runs.folder import CONFIG, ENVIRONMENT, cases_of
-from pgl.settings import refuse_other_settings
+from pgl.settings import refuse_other_settings, settings_of
 
 UNSEEN = "pretraining-cache"
 
@@ -149,7 +149,6 @@ def read_tuning(file: str, output: Path) -> Tuning:
         ValueError: it is no such file, or a setting in it cannot be.
     """
     import yaml
-    from jsonargparse import ArgumentError, ArgumentParser
 
     path = Path(file)
     if not path.is_file():
@@ -158,13 +157,6 @@ def read_tuning(file: str, output: Path) -> Tuning:
     if not isinstance(plain, dict) or "data" not in plain:
         raise ValueError(f"--finetune {file} must name a labelled cache as data, besides what is tuned how")
     set_here = {"weights": RANDOM, "output": str(output)}
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(FinetuneConfig)
-    # Its name until jsonargparse 4.49.
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    try:
-        shared = FinetuneConfig(**vars(instantiate(parser.parse_object({**plain, **set_here}))))
-    except ArgumentError as error:
-        raise ValueError(f"--finetune {file}: {error}") from error
+    shared = settings_of(FinetuneConfig, {**plain, **set_here}, f"--finetune {file}")
     check(shared)
     return Tuning(shared, Path(output))

@@ -28,6 +28,7 @@ from pgl.ablation.rows import PRIORS, changed
 from pgl.ablation.table import write_tables
 from pgl.config import PretrainConfig
 from pgl.files.lock import only_writer
+from pgl.processes.child_runs import RunsStopped
 from pgl.processes.child_runs import is_pretrained as is_done
 from pgl.processes.child_runs import pretrain_in_child as _pretrain
 from pgl.settings import refuse_other_settings
@@ -36,12 +37,8 @@ from pgl.settings import refuse_other_settings
 _NOT_COMPARED = ("data", "output", "resume")
 
 
-class AblationStopped(RuntimeError):
+class AblationStopped(RunsStopped):
     """One of the runs did not come to its end; ``exit_code`` is its own."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def planned(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgl.cli.pretrain import add_config
+from pgl.cli.text import listed
 from pgl.printing import printable, say
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def ablate(arguments: Namespace) -> int:
         rows = run_all(config, seeds, names, say, _tuning(arguments))
     except AblationStopped as stopped:
         say(f"pgl ablate: {stopped}", file=sys.stderr)
-        return stopped.exit_code if stopped.exit_code > 0 else 128 - stopped.exit_code
+        return stopped.exit_code
     table = Table(*HEADINGS, title="Matching accuracy, true geometry")
     for row in table_rows(means_of(rows)):
         table.add_row(*(Text(printable(cell)) for cell in row))
@@ -98,11 +99,6 @@ def _shared_settings(arguments: Namespace) -> tuple[PretrainConfig, list[int], l
     settings = vars(arguments).copy()
     del settings["config"], settings["finetune"]
     seeds, rows = settings.pop("seeds"), settings.pop("rows")
-    names = list(ROWS) if rows == "all" else [row.strip() for row in rows.strip("[]").split(",")]
+    names = list(ROWS) if rows == "all" else listed(rows, str, "rows", "both,none")
     config = PretrainConfig(**settings)
-    if seeds is None:
-        return config, [config.seed], names
-    try:
-        return config, [int(seed) for seed in seeds.strip("[]").split(",")], names
-    except ValueError:
-        raise ValueError(f"--seeds must be whole numbers such as 0,1,2, got {seeds}") from None
+    return config, [config.seed] if seeds is None else listed(seeds, int, "seeds", "0,1,2"), names

@@ -23,6 +23,7 @@ from pgl.cli import ablate, compare, data, downstream, export, pretrain, runs
 from pgl.cli.text import expand, explain, usage_message, value_of
 from pgl.printing import printable
 from pgl.runs.folder import CONFIG, refuse_what_is_no_run
+from pgl.settings import instantiated
 
 if TYPE_CHECKING:
     from argparse import HelpFormatter
@@ -113,9 +114,7 @@ def _run(words: list[str]) -> int:
 
     parser = _parser(name, command)
     try:
-        # The method's name before jsonargparse 4.49, which goes away in 5.
-        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        arguments = instantiate(parser.parse_args(words))
+        arguments = instantiated(parser, parser.parse_args(words))
         command.check(arguments)
     except ArgumentError as error:
         raise UsageError(usage_message(str(error), _POSITIONALS, value_of("--config", words))) from error

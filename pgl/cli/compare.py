@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pgl.cli.text import listed
 from pgl.printing import printable, say
 
 if TYPE_CHECKING:
@@ -119,17 +120,17 @@ def comparison_of(arguments: Namespace) -> Comparison:
         data=Path(arguments.data),
         output=Path(arguments.output),
         unlabelled=None if arguments.unlabelled is None else Path(arguments.unlabelled),
-        initialisations=tuple(_listed(arguments.initialisations, str, "initialisations", "random,pgl")),
-        fractions=tuple(_listed(arguments.fractions, float, "fractions", "0.1,0.5")),
+        initialisations=tuple(listed(arguments.initialisations, str, "initialisations", "random,pgl")),
+        fractions=tuple(listed(arguments.fractions, float, "fractions", "0.1,0.5")),
         ceiling_fractions=tuple(
-            _listed(
+            listed(
                 [] if arguments.ceiling_fractions is None else arguments.ceiling_fractions,
                 float,
                 "ceiling_fractions",
                 "0.5,1",
             )
         ),
-        seeds=tuple(_listed(arguments.seeds, int, "seeds", "0,1,2")),
+        seeds=tuple(listed(arguments.seeds, int, "seeds", "0,1,2")),
         pretrain_once=arguments.pretrain_once,
         tasks=arguments.tasks,
         jobs=arguments.jobs,
@@ -161,7 +162,7 @@ def compare(arguments: Namespace) -> int:
         result = run_all(comparison, say=say)
     except ComparisonStopped as stopped:
         say(f"pgl compare: {stopped}", file=sys.stderr)
-        return stopped.exit_code if stopped.exit_code > 0 else 128 - stopped.exit_code
+        return stopped.exit_code
     table = Table(*HEADINGS, title="Dice, points", title_justify="left")
     for row in table_rows(result["table"]):
         table.add_row(*(Text(printable(cell)) for cell in row))
@@ -169,11 +170,3 @@ def compare(arguments: Namespace) -> int:
     folder = comparison.folder
     say(f"{folder / TABLE}.csv, .json, .md, .png, {folder / CLASSES} and {folder / REPORT}")
     return 0
-
-
-def _listed(value: Any, kind: Any, name: str, example: str) -> list[Any]:
-    parts = value.strip("[]").split(",") if isinstance(value, str) else value
-    try:
-        return [kind(part) for part in (parts if isinstance(parts, list) else [parts])]
-    except (TypeError, ValueError):
-        raise ValueError(f"--{name} must be such as {example}, got {value}") from None

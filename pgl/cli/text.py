@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 # Import names of the extra `train`.
 EXTRAS = {
@@ -21,6 +22,7 @@ _PAIRS = {
 }  # fmt: skip
 _NUMBER = r"-?[\d.]+([eE][+-]?\d+)?"
 _NUMBERS = re.compile(rf"{_NUMBER}(,{_NUMBER})+")
+Item = TypeVar("Item")
 
 
 def expand(words: Sequence[str]) -> list[str]:
@@ -56,6 +58,24 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
         if name == option:
             return value if equals else next(iter(words[number + 1 :]), None)
     return None
+
+
+def listed(value: Any, kind: Callable[[Any], Item], name: str, example: str) -> list[Item]:
+    """The items of an option that takes several, ``0,1,2``.
+
+    Args:
+        value: text with commas, also in brackets, a list, or a single item.
+        kind: what each must be.
+        name, example: the option's and what it could be, for the message.
+
+    Raises:
+        ValueError: an item is of another kind.
+    """
+    parts = [part.strip() for part in value.strip("[]").split(",")] if isinstance(value, str) else value
+    try:
+        return [kind(part) for part in (parts if isinstance(parts, list) else [parts])]
+    except (TypeError, ValueError):
+        raise ValueError(f"--{name} must be such as {example}, got {value}") from None
 
 
 def usage_message(text: str, positionals: Sequence[str], config: str | None = None) -> str:

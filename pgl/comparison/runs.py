@@ -44,6 +44,7 @@ from pgl.downstream.train import RESULTS_FORMAT
 from pgl.files.lock import only_writer, reading
 from pgl.labels.store import read_labels
 from pgl.processes.child_runs import (
+    RunsStopped,
     is_pretrained,
     pretrain_in_child,
     remove_run,
@@ -66,13 +67,9 @@ _LEAST_BETWEEN_WRITES = 10.0
 Run = TypeVar("Run", PretrainConfig, FinetuneConfig)
 
 
-class ComparisonStopped(RuntimeError):
+class ComparisonStopped(RunsStopped):
     """Not all runs came to their end; ``exit_code`` is that of the first that failed, 124 after the time
     limit, 130 after an interruption."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def compare(comparison: Comparison, say: Callable[[str], None] = print) -> dict[str, Any]:

@@ -26,6 +26,22 @@ _running: set[subprocess.Popen[bytes]] = set()
 _lock = threading.Lock()
 
 
+class RunsStopped(RuntimeError):
+    """Not all of several runs came to their end.
+
+    Args:
+        message: which one did not.
+        code: how that one ended: its exit code, or the number of the signal that ended it, negative.
+
+    Attributes:
+        exit_code: what to end with, as a shell tells it: 128 and the number for a signal.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code if code > 0 else 128 - code
+
+
 def run_pgl(words: Sequence[str], log: Path | None = None) -> int:
     """Run ``pgl`` with these words, hand signals on to it, and return its exit code.
 

@@ -392,7 +392,7 @@ def test_a_run_that_fails_ends_the_ablation_with_its_code(config, monkeypatch):
     ("words", "message"),
     [
         (["--data", "x"], "missing --output"),
-        (["--data", "x", "--output", "y", "--seeds", "0,a"], "--seeds must be whole numbers such as 0,1,2"),
+        (["--data", "x", "--output", "y", "--seeds", "0,a"], "--seeds must be such as 0,1,2, got 0,a"),
         (["--data", "x", "--output", "y", "--seeds", "1,1"], "seeds must be different"),
         (["--data", "x", "--output", "y", "--rows", "both,bot"], "rows must be among"),
         (["--data", "x", "--output", "y", "--train.steps", "0"], "train.steps must be at least 1"),

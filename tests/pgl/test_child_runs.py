@@ -39,6 +39,13 @@ def test_a_signal_around_the_start_is_handed_on_and_does_not_end_this_process(mo
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.parametrize("end", ["exit 7", "kill -TERM $$", "kill -KILL $$"])
+def test_runs_that_stopped_are_told_as_a_shell_tells_it(end):
+    code = subprocess.run(["sh", "-c", end]).returncode
+    told_by_shell = subprocess.run(["sh", "-c", f"(sh -c '{end}'); exit $?"], stderr=subprocess.DEVNULL)
+    assert child_runs.RunsStopped("", code).exit_code == told_by_shell.returncode
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always looks in the working folder first")
 def test_files_in_the_working_folder_are_not_taken_for_the_standard_library(tmp_path, monkeypatch):
     for name in ("numbers.py", "json.py", "select.py"):

@@ -20,7 +20,7 @@ import pgl
 from pgl.cache.volumes import VolumeCache
 from pgl.cli import commands as cli
 from pgl.cli.commands import Command, main
-from pgl.cli.text import METHOD_NAMES, expand
+from pgl.cli.text import METHOD_NAMES, expand, listed
 from pgl.config import PretrainConfig, from_plain
 from pgl.methods.registry import METHODS
 from pgl.settings import to_plain
@@ -225,6 +225,27 @@ def test_the_names_of_methods_are_those_of_the_trainer():
 )
 def test_shorthands_become_what_the_parser_reads(words, expanded):
     assert expand(words) == expanded
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "items"),
+    [
+        ("0,1,2", int, [0, 1, 2]),
+        ("[0, 1]", int, [0, 1]),
+        (3, int, [3]),
+        ([0.1, 1], float, [0.1, 1.0]),
+        ("both, none", str, ["both", "none"]),
+        ([], float, []),
+    ],
+)
+def test_several_items_are_read_in_every_form(value, kind, items):
+    assert listed(value, kind, "these", "0,1") == items
+
+
+@pytest.mark.parametrize("value", ["0,a", "0,,1", "", [None]])
+def test_items_that_are_none_name_the_option(value):
+    with pytest.raises(ValueError, match="--these must be such as 0,1, got "):
+        listed(value, int, "these", "0,1")
 
 
 def test_print_config_gives_the_defaults_back(capsys, tmp_path):

@@ -23,6 +23,7 @@ from pgl.export.from_plans import pretraining_settings
 from pgl.export.nnunet import count_classes, export_nnunet
 from pgl.export.plans import differences, read_configuration
 from pgl.networks import EncoderSettings
+from pgl.settings import instantiated
 from tests.pgl.encoder_files import INTENSITY, encoder_file, small_plans, write_plans
 from tests.pgl.training_data import small_encoder
 
@@ -354,9 +355,7 @@ def test_an_encoder_pretrained_with_the_plans_settings_fits_them(tmp_path):
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(PretrainConfig)
     words = [f"--config={tmp_path / 'config.yaml'}", "--data=cache", "--output=run"]
-    # The method's name before jsonargparse 4.49.
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    config = instantiate(parser.parse_args(words))
+    config = instantiated(parser, parser.parse_args(words))
     assert settings["intensity"] == {"clip_hu": [-60.0, 210.0], "mean_hu": 80.0, "std_hu": 45.0}
     encoder = encoder_file(tmp_path / "e.pt", config.encoder, intensity=settings["intensity"])
     notes = export_nnunet(encoder, tmp_path / "out.pth", plans).notes
