@@ -7,7 +7,6 @@ needs no aligner and does not know how the views were cut.
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,10 @@ from torch import Tensor, nn
 from pgl.backbone import Backbone
 from pgl.config import MethodSettings
 from pgl.methods.base import Method
+from pgl.methods.heads import hidden_norm
 from pgl.networks import EncoderSettings
 from pgl.views import ViewPairs
 from pgl_ops import voxel_cosine_loss
-
-# GroupNorm's usual number of groups (Wu & He 2018), or the largest one that divides the channels.
-_GROUPS = 32
 
 
 class GlobalHead(nn.Sequential):
@@ -35,14 +32,9 @@ class GlobalHead(nn.Sequential):
     """
 
     def __init__(self, channels: int, hidden: int, out_channels: int, norm: str) -> None:
-        if norm not in ("batch", "group"):
-            raise ValueError(f"method.head_norm must be 'batch' or 'group', got {norm!r}")
         super().__init__(
             nn.Conv3d(channels, hidden, 1),
-            # Heads are thrown away after pretraining: the batch at hand is all the statistics they need.
-            nn.BatchNorm3d(hidden, track_running_stats=False)
-            if norm == "batch"
-            else nn.GroupNorm(math.gcd(_GROUPS, hidden), hidden),
+            hidden_norm(norm, hidden),
             nn.ReLU(inplace=True),
             nn.Conv3d(hidden, out_channels, 1, bias=False),
         )

@@ -17,12 +17,10 @@ from pgl.backbone import Backbone
 from pgl.config import MethodSettings
 from pgl.methods.base import Method
 from pgl.methods.decorrelation import decorrelation
+from pgl.methods.heads import hidden_norm
 from pgl.networks import EncoderSettings
 from pgl.views import ViewPairs, assumed, numbered, scale_of
 from pgl_ops import aligned_cosine_loss3d
-
-# GroupNorm's usual number of groups (Wu & He 2018), or the largest one that divides the channels.
-_GROUPS = 32
 
 
 class VoxelHead(nn.Sequential):
@@ -42,15 +40,10 @@ class VoxelHead(nn.Sequential):
     def __init__(
         self, channels: int, hidden: int, out_channels: int, norm: str, output_norm: str = "none"
     ) -> None:
-        if norm not in ("batch", "group"):
-            raise ValueError(f"method.head_norm must be 'batch' or 'group', got {norm!r}")
-        # The norm that follows has its own offset, so the first convolution needs no bias. Heads are thrown
-        # away after pretraining: the batch at hand is all the statistics they ever need.
+        # The norm that follows has its own offset, so the first convolution needs no bias.
         super().__init__(
             nn.Conv3d(channels, hidden, 1, bias=False),
-            nn.BatchNorm3d(hidden, track_running_stats=False)
-            if norm == "batch"
-            else nn.GroupNorm(math.gcd(_GROUPS, hidden), hidden),
+            hidden_norm(norm, hidden),
             nn.ReLU(inplace=True),
             nn.Conv3d(hidden, out_channels, 1),
         )

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from pgl.config import MethodSettings
+from pgl.methods.heads import hidden_norm
 from pgl.methods.pgl import PGL, VoxelHead, ema_decay
 from pgl.views import ViewPairs, sample_view_pairs
 from pgl_ops import reference
@@ -194,6 +195,16 @@ def test_an_output_norm_leaves_no_direction_that_all_voxels_share(output_norm, a
     out = head(torch.randn(4, 6, 6, 6, 6) + 3)
     torch.testing.assert_close(out.mean(axes), torch.zeros_like(out.mean(axes)), atol=1e-5, rtol=0)
     torch.testing.assert_close(out.var(axes), torch.ones_like(out.mean(axes)), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("hidden", "groups"), [(64, 32), (48, 16), (12, 4), (5, 1)])
+def test_the_groups_of_a_norm_divide_the_channels(hidden, groups):
+    torch.manual_seed(0)
+    x = torch.randn(2, hidden, 3, 4, 5, dtype=torch.float64)
+    of_groups = x.reshape(2, groups, -1)
+    mean, deviation = of_groups.mean(2, keepdim=True), of_groups.var(2, correction=0, keepdim=True).sqrt()
+    expected = ((of_groups - mean) / deviation).reshape(x.shape)
+    torch.testing.assert_close(hidden_norm("group", hidden).double()(x), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("words", [("layer", "none"), ("batch", "layer")])

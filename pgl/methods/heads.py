@@ -1,0 +1,29 @@
+"""What the heads of all methods have in common."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+# GroupNorm's usual number of groups (Wu & He 2018), or the largest one that divides the channels.
+_GROUPS = 32
+
+
+def hidden_norm(norm: str, channels: int) -> nn.Module:
+    """The normalisation of a head's hidden layer.
+
+    Heads are thrown away after pretraining: the batch at hand is all the statistics they ever need.
+
+    Args:
+        norm: ``batch`` or ``group``.
+        channels: of that layer.
+
+    Raises:
+        ValueError: the normalisation is unknown.
+    """
+    if norm == "batch":
+        return nn.BatchNorm3d(channels, track_running_stats=False)
+    if norm == "group":
+        return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
+    raise ValueError(f"method.head_norm must be 'batch' or 'group', got {norm!r}")
