@@ -359,7 +359,7 @@ class _Run:
         }
         write_settings(self.folder, to_plain(config))
         precision = precision_of(config.train.precision, config.train.accelerator)
-        write_environment(self.folder, self.fabric.device, self.fabric.world_size, names, precision)
+        write_environment(self.folder, self.fabric.device, self.fabric.world_size, precision, names)
         if self.step:
             say(f"resuming {self.folder} after step {self.step} of {config.train.steps}")
         say(

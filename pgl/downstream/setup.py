@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import platform
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
-import pgl
 from pgl.config import IntensitySettings
 from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.fresh_stages import stages_left_out
@@ -151,21 +146,6 @@ def check_patch(config: FinetuneConfig, description: dict[str, Any]) -> None:
 def accelerator(name: str) -> str:
     """The kind of device that ``auto`` stands for."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def environment(fabric: Fabric) -> dict[str, Any]:
-    """Versions, machine and command line, for environment.json."""
-    on_cuda = fabric.device.type == "cuda"
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "pgl_ops": pgl.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(fabric.device) if on_cuda else "cpu",
-        "cpu_threads": torch.get_num_threads(),
-    }
 
 
 def say_loaded(

@@ -3,7 +3,7 @@
 The run's folder, RUN/::
 
     config.yaml            every setting, readable by ``pgl finetune --config``
-    environment.json       versions, device, command line
+    environment.json       for each start: versions, device, command line
     split.json             names of the training, unused and test cases
     weights.json           which tensors came from the weights file, by name
     log.txt                what was said on the terminal
@@ -44,7 +44,6 @@ from pgl.downstream.setup import (
     accelerator,
     check_patch,
     description,
-    environment,
     intensity,
     labelled_cache,
     prepare_source,
@@ -60,7 +59,7 @@ from pgl.settings import to_plain
 from pgl.training.devices import precision_of, slow_precision
 from pgl.training.kept_memory import keep_freed_memory
 from pgl.training.readers import starting_readers, too_many_readers
-from pgl.training.record import RunRecord, write_settings
+from pgl.training.record import RunRecord, write_environment, write_settings
 from pgl.training.watch import finish_the_step_on_signal
 
 RESULTS_FORMAT = "pgl-finetune-results"
@@ -280,7 +279,8 @@ class _Run:
         config, say, split = self.config, self.record.say, self.split
         write_settings(self.folder, to_plain(config))
         write_json(self.folder / "split.json", vars(split))
-        write_json(self.folder / "environment.json", environment(self.fabric))
+        chosen = precision_of(config.train.precision, config.train.accelerator)
+        write_environment(self.folder, self.fabric.device, self.fabric.world_size, chosen)
         if self.step:
             say(f"resuming {self.folder} after step {self.step} of {config.train.steps}")
         say(

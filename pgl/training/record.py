@@ -124,9 +124,21 @@ def write_settings(folder: Path, plain_config: dict[str, Any]) -> None:
 
 
 def write_environment(
-    folder: Path, device: torch.device, world_size: int, cases: dict[str, list[str]], precision: str
+    folder: Path,
+    device: torch.device,
+    world_size: int,
+    precision: str,
+    cases: dict[str, list[str]] | None = None,
 ) -> None:
-    """Add this start of the run to environment.json: versions, machine, command line, cases."""
+    """Add this start of the run to environment.json: versions, machine, command line.
+
+    Args:
+        folder: RUN.
+        device: on which this process trains.
+        world_size: processes that train together.
+        precision: Lightning Fabric's name of it.
+        cases: which train and which validate; None where another file tells.
+    """
     path = folder / ENVIRONMENT
     starts = json.loads(path.read_text("utf-8"))["starts"] if path.exists() else []
     on_cuda = device.type == "cuda"
@@ -143,7 +155,7 @@ def write_environment(
         "cpu_threads": torch.get_num_threads(),
         "precision": precision,
     }
-    write_json(path, {"cases": cases, "starts": [*starts, start]})
+    write_json(path, {**({} if cases is None else {"cases": cases}), "starts": [*starts, start]})
 
 
 def _append(path: Path, line: str) -> None:

@@ -144,6 +144,11 @@ def test_a_resumed_run_ends_in_the_same_weights_and_scores(data, tmp_path, monke
         finetune(small_finetune(data, tmp_path / "cut", steps=6, resume=True, seed=1))
     resumed = finetune(small_finetune(data, tmp_path / "cut", steps=6, resume=True))
     assert resumed["cases"] == whole["cases"]
+    starts = [
+        json.loads((tmp_path / name / "environment.json").read_text("utf-8"))["starts"]
+        for name in ("whole", "cut")
+    ]
+    assert [[start["precision"] for start in of_run] for of_run in starts] == [["32-true"], ["32-true"] * 2]
     first, second = (load_model(tmp_path / name).network.state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     lines = [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
