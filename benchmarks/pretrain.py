@@ -168,7 +168,7 @@ class Bench:
     def _whole_and_bare(self, batches: Iterator[Any]) -> tuple[list[float], list[float], int]:
         """Seconds a step, taking turns, and the steps of a turn."""
         train = self.config.train
-        views = [self.step.views(batch) for batch in self.pieces()]
+        views = [self.step.inputs(batch) for batch in self.pieces()]
         gradients = [self._bare_forward(each).detach().clone().fill_(1e-3) for each in views]
         steps = count()
 

@@ -54,7 +54,7 @@ from pgl.training.checkpoint import (
     remove_partial,
     save_checkpoint,
 )
-from pgl.training.contexts import Batch, ContextDataset, GlobalBatches, make_loader, split_cases
+from pgl.training.contexts import Batch, ContextDataset, GlobalBatches, hold_out, make_loader
 from pgl.training.device_feed import on_device
 from pgl.training.devices import devices_of, precision_of, slow_precision
 from pgl.training.kept_memory import keep_freed_memory
@@ -154,7 +154,7 @@ class _Run:
             restore(self.method, self.optimizer, saved)
 
         case_ids = [case.case_id for case in cache.cases]
-        training, validation = split_cases(case_ids, config.validation.fraction, config.seed)
+        training, validation = hold_out(case_ids, config.validation.fraction, config.seed)
         self.case_ids = case_ids
         self.dataset = ContextDataset(
             cache,

@@ -28,7 +28,7 @@ UNSEEN = "pretraining-cache"
 
 
 @dataclass
-class Tuning:
+class AblationTuning:
     """What the fine-tunings of an ablation share.
 
     Args:
@@ -141,7 +141,7 @@ def _weights_of(results: Path) -> str | None:
     return content.get("weights_sha256") if isinstance(content, dict) else None
 
 
-def read_tuning(file: str, output: Path) -> Tuning:
+def read_tuning(file: str, output: Path) -> AblationTuning:
     """The fine-tuning that a file of settings of ``pgl finetune`` describes; ``data`` must be among them.
 
     Raises:
@@ -159,4 +159,4 @@ def read_tuning(file: str, output: Path) -> Tuning:
     set_here = {"weights": RANDOM, "output": str(output)}
     shared = settings_of(FinetuneConfig, {**plain, **set_here}, f"--finetune {file}")
     check(shared)
-    return Tuning(shared, Path(output))
+    return AblationTuning(shared, Path(output))

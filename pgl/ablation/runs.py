@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pgl.ablation.dice import Tuning
+from pgl.ablation.dice import AblationTuning
 from pgl.ablation.rows import PRIORS, changed
 from pgl.ablation.table import write_tables
 from pgl.config import PretrainConfig
@@ -81,7 +81,7 @@ def ablate(
     seeds: Sequence[int],
     rows: Sequence[str] = PRIORS,
     say: Callable[[str], None] = print,
-    tuning: Tuning | None = None,
+    tuning: AblationTuning | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is missing of the ablation, one run after the other, and write its tables and report.
 
@@ -114,7 +114,7 @@ def _ablate(
     seeds: Sequence[int],
     rows: Sequence[str],
     say: Callable[[str], None],
-    tuning: Tuning | None,
+    tuning: AblationTuning | None,
 ) -> list[dict[str, Any]]:
     wanted = list(planned(config, seeds, rows).values())
     for run in wanted:

@@ -18,7 +18,7 @@ from pgl.methods.registry import build_method
 from pgl.runs.facts import RunFacts, number, read_run
 from pgl.table_text import csv_text, markdown_table
 from pgl.training.checkpoint import INITIAL, LAST, checkpoint_path, load_checkpoint
-from pgl.training.contexts import split_cases
+from pgl.training.contexts import hold_out
 from pgl.training.validation import Validation
 
 TABLE = "ablation"
@@ -108,7 +108,7 @@ def encoder_accuracy(run: PretrainConfig, shared: PretrainConfig, checkpoint: st
     shared settings name."""
     config = replace(shared, seed=run.seed)
     cache = VolumeCache(run.data)
-    _, held_out = split_cases([case.case_id for case in cache.cases], run.validation.fraction, run.seed)
+    _, held_out = hold_out([case.case_id for case in cache.cases], run.validation.fraction, run.seed)
     method = build_method(config)
     weights = load_checkpoint(checkpoint_path(run.output, checkpoint))["online"]["encoder"]
     method.backbone.encoder.load_state_dict(weights)

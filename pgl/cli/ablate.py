@@ -12,7 +12,7 @@ from pgl.printing import printable, say
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from pgl.ablation.dice import Tuning
+    from pgl.ablation.dice import AblationTuning
     from pgl.config import PretrainConfig
 
 
@@ -86,7 +86,7 @@ def ablate(arguments: Namespace) -> int:
     return 0
 
 
-def _tuning(arguments: Namespace) -> Tuning | None:
+def _tuning(arguments: Namespace) -> AblationTuning | None:
     from pgl.ablation.dice import read_tuning
 
     return read_tuning(arguments.finetune, arguments.output) if arguments.finetune else None

@@ -17,7 +17,7 @@ from pgl.cache.volumes import VolumeCache
 from pgl.config import PretrainConfig
 from pgl.pictures.colours import pca_colours
 from pgl.pictures.style import window
-from pgl.training.contexts import VALIDATION, Batch, ContextDataset, collate, split_cases
+from pgl.training.contexts import VALIDATION, Batch, ContextDataset, collate, hold_out
 from pgl.training.metrics import matching_accuracy
 from pgl.views import Triple, align, cut, shared_region
 
@@ -118,7 +118,7 @@ def choose_pairs(cache: VolumeCache, config: PretrainConfig, count: int) -> Exam
 
     They are chosen by the CT alone, never by how well they match, and their intensities are not augmented.
     """
-    _, cases = split_cases([case.case_id for case in cache.cases], config.validation.fraction, config.seed)
+    _, cases = hold_out([case.case_id for case in cache.cases], config.validation.fraction, config.seed)
     dataset = ContextDataset(cache, cases, config.views, config.augment, config.seed, VALIDATION)
     # By worth first; then, keeping that order, the best pair of each case, the second of each, and so on.
     samples = sorted((dataset[i] for i in range(count * _CANDIDATES)), key=_worth, reverse=True)

@@ -283,7 +283,7 @@ def make_loader(
     )
 
 
-def split_cases(case_ids: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def hold_out(case_ids: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Numbers of the training and of the validation cases.
 
     A case goes by a hash of its name and the seed, so the split does not depend on the order of the cases.

@@ -17,7 +17,7 @@ from pgl.networks import describe, stride_at
 from pgl.runs.folder import METRICS, cases_of, refuse_what_is_no_run, steps_measured
 from pgl.settings import by_name, differing, since_then, to_plain
 from pgl.training.checkpoint import BEST, LAST, checkpoint_path, load_checkpoint
-from pgl.training.contexts import split_cases
+from pgl.training.contexts import hold_out
 
 # Settings that a resumed run may change: they move the work elsewhere without changing what is computed.
 _FREE_SETTINGS = {
@@ -116,7 +116,7 @@ def _refuse_another_cache(config: PretrainConfig, cache: VolumeCache, saved: dic
     if then_mm != now_mm:
         differences.append(f"spacing_mm was {then_mm}, now {now_mm}")
     ids = [case.case_id for case in cache.cases]
-    sides = split_cases(ids, config.validation.fraction, config.seed)
+    sides = hold_out(ids, config.validation.fraction, config.seed)
     before = cases_of(Path(config.output))
     after = {
         side: [ids[i] for i in numbers]

@@ -58,7 +58,7 @@ class TrainingStep:
         for number, batch in enumerate(pieces, 1):
             # Processes exchange gradients once a step, with the last piece.
             with self.fabric.no_backward_sync(self.forward, enabled=number < len(pieces)):
-                loss = self.forward(self.views(batch), batch.pairs) / len(pieces)
+                loss = self.forward(self.inputs(batch), batch.pairs) / len(pieces)
                 self.fabric.backward(loss)
             losses.append(loss.detach())
         self.optimizer.step()
@@ -71,7 +71,7 @@ class TrainingStep:
         if not self.config.train.compile:
             self.method.backbone.meanwhile = call
 
-    def views(self, batch: Batch) -> torch.Tensor:
+    def inputs(self, batch: Batch) -> torch.Tensor:
         """The method's input for a batch, Tensor[2B, channels, *patch]."""
         return self.method.inputs(batch, self.config).contiguous(memory_format=self.layout)
 

@@ -16,7 +16,7 @@ import yaml
 
 from pgl.ablation import dice as dice_module
 from pgl.ablation import runs as module
-from pgl.ablation.dice import Tuning, read_tuning
+from pgl.ablation.dice import AblationTuning, read_tuning
 from pgl.ablation.rows import BEYOND
 from pgl.ablation.runs import AblationStopped, ablate, is_done, planned
 from pgl.ablation.table import encoder_accuracy, markdown, means_of, row_of
@@ -303,7 +303,7 @@ def test_a_fraction_that_leaves_no_case_is_refused_before_pretraining(config, st
     config.data = data
     shared = replace(small_finetune(data, tmp_path), encoder=None, fraction=0.05)
     with pytest.raises(ValueError, match=r"fraction 0.05 of 6 training patients leaves no case"):
-        ablate(config, [0], ["both"], silently, Tuning(shared, Path(config.output)))
+        ablate(config, [0], ["both"], silently, AblationTuning(shared, Path(config.output)))
     assert started == []
 
 

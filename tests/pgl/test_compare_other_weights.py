@@ -12,7 +12,7 @@ import torch
 
 from pgl.ablation import dice as ablation_dice
 from pgl.ablation import runs as ablate_module
-from pgl.ablation.dice import Tuning
+from pgl.ablation.dice import AblationTuning
 from pgl.ablation.runs import ablate, planned
 from pgl.cache.manifest import sha256_of
 from pgl.comparison.config import Comparison
@@ -205,7 +205,7 @@ def ablation(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starte
     monkeypatch.setattr(ablation_dice, "run_finetuning", finetuning)
     config = small_config(data, tmp_path / "abl", steps=2)
     shared = replace(small_finetune(data, tmp_path, steps=2), encoder=None)
-    return config, Tuning(shared, Path(config.output))
+    return config, AblationTuning(shared, Path(config.output))
 
 
 def test_an_ablation_shows_no_dice_of_a_pretraining_that_is_gone(ablation, tmp_path, started):

@@ -17,8 +17,8 @@ from pgl.training.contexts import (
     ContextDataset,
     GlobalBatches,
     collate,
+    hold_out,
     make_loader,
-    split_cases,
 )
 
 from .training_data import SMALL_VIEWS, blobs, small_cache
@@ -199,19 +199,19 @@ def test_pieces_that_do_not_come_out_even_are_refused():
 
 def test_held_out_cases_are_a_fraction_and_never_train():
     names = [f"patient{i}" for i in range(23)]
-    training, validation = split_cases(names, 0.2, seed=0)
+    training, validation = hold_out(names, 0.2, seed=0)
     assert len(validation) == 5 and sorted(training + validation) == list(range(23))
 
 
 def test_the_split_goes_by_name_not_by_order():
     names = [f"patient{i}" for i in range(23)]
-    held_out = {names[i] for i in split_cases(names, 0.2, 0)[1]}
+    held_out = {names[i] for i in hold_out(names, 0.2, 0)[1]}
     backwards = names[::-1]
-    assert {backwards[i] for i in split_cases(backwards, 0.2, 0)[1]} == held_out
-    assert {names[i] for i in split_cases(names, 0.2, 1)[1]} != held_out
+    assert {backwards[i] for i in hold_out(backwards, 0.2, 0)[1]} == held_out
+    assert {names[i] for i in hold_out(names, 0.2, 1)[1]} != held_out
 
 
 @pytest.mark.parametrize(("count", "fraction"), [(3, 0.2), (1, 0.2), (23, 0.0)])
 def test_too_few_cases_validate_on_the_training_cases(count, fraction):
     everything = list(range(count))
-    assert split_cases([str(i) for i in everything], fraction, 0) == (everything, everything)
+    assert hold_out([str(i) for i in everything], fraction, 0) == (everything, everything)

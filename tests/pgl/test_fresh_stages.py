@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from pgl.ablation.dice import Tuning
+from pgl.ablation.dice import AblationTuning
 from pgl.cli import main
 from pgl.comparison.config import Comparison
 from pgl.comparison.runs import NOT_COMPARED, compare
@@ -230,7 +230,7 @@ def test_a_comparison_that_cannot_be_finished_is_not_begun(data, tmp_path, chang
 )
 def test_an_ablation_that_cannot_be_finished_is_not_begun(data, tmp_path, changes, fresh, error):
     run = with_method(small_config(data, tmp_path / "run", steps=2), **changes)
-    tuning = Tuning(small_finetune(data, tmp_path / "out", fresh_stages=fresh), tmp_path)
+    tuning = AblationTuning(small_finetune(data, tmp_path / "out", fresh_stages=fresh), tmp_path)
     with pytest.raises(ValueError, match=f"fresh_stages {error}"):
         tuning.check([run])
 

@@ -66,7 +66,7 @@ def test_channels_last_is_the_layout_of_the_networks_and_of_the_feature_maps(cac
     original = module.TrainingStep.__call__
 
     def step(self, number, pieces):
-        features = self.method.backbone(self.views(pieces[0]))
+        features = self.method.backbone(self.inputs(pieces[0]))
         seen.append(features.is_contiguous(memory_format=torch.channels_last_3d))
         return original(self, number, pieces)
 
