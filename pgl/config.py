@@ -17,10 +17,8 @@ from pgl.settings import settings_of
 Triple = tuple[int, int, int]
 
 ACCELERATORS = ("auto", "cpu", "cuda", "gpu")
-PRECISIONS = (
-    # Not those of weights that are float64, or of half precision, which loses small steps.
-    "auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16",
-)  # fmt: skip
+# Of Lightning Fabric's, not those of weights that are float64, or of half precision, which loses small steps.
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass
@@ -188,8 +186,8 @@ class TrainSettings:
         accelerator: ``auto``, ``cpu`` or ``cuda`` (``gpu`` is the same).
         devices: devices on each machine, or ``auto``: all of them, or under ``torchrun`` one a process.
         num_nodes: machines; under ``torchrun`` its own number counts.
-        precision: ``auto`` (bf16-mixed on GPUs that have it, 32-true elsewhere), or one of Lightning
-            Fabric's names, e.g. ``32-true`` or ``bf16-mixed``.
+        precision: ``auto`` (bf16-mixed on GPUs that have it, 32-true elsewhere), ``32-true``, ``bf16-mixed``
+            or ``16-mixed``.
         threads: CPU threads of torch, 0 leaves torch's own choice.
         channels_last: keep feature maps in the layout (N, D, H, W, C) in memory. Of use with
             ``encoder.norm`` ``batch`` only: torch's instance normalisation gives the other layout back.

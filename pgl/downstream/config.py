@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pgl.config import ACCELERATORS, AugmentSettings, IntensitySettings
+from pgl.config import ACCELERATORS, PRECISIONS, AugmentSettings, IntensitySettings
 from pgl.networks import EncoderSettings
 
 Triple = tuple[int, int, int]
 RANDOM = "random"
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass

@@ -10,8 +10,10 @@ import yaml
 
 from pgl.config import PretrainConfig, from_plain
 from pgl.config_check import check
+from pgl.downstream.config import check as check_finetune
 from pgl.settings import to_plain
 
+from .labelled_data import small_finetune
 from .training_data import small_config
 
 # Those of `pgl pretrain`: other commands have theirs in the same folder.
@@ -29,6 +31,17 @@ def config() -> PretrainConfig:
 def changed(section: str, **values) -> PretrainConfig:
     whole = config()
     return replace(whole, **{section: replace(getattr(whole, section), **values)})
+
+
+@pytest.mark.parametrize("precision", ["bf16", "16", "32", "64-true", ""])
+def test_both_trainings_take_the_same_four_precisions_by_their_full_names(precision):
+    tuning = small_finetune(Path("cache"), Path("run"))
+    told = rf"train\.precision must be one of auto, 32-true, bf16-mixed, 16-mixed, got '{precision}'"
+    for which, check_it in ((config(), check), (tuning, check_finetune)):
+        for name in ("auto", "32-true", "bf16-mixed", "16-mixed"):
+            check_it(replace(which, train=replace(which.train, precision=name)))
+        with pytest.raises(ValueError, match=told):
+            check_it(replace(which, train=replace(which.train, precision=precision)))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -89,7 +102,6 @@ def test_an_unknown_key_is_refused_by_name():
         ("train", {"workers": -1}, r"train\.workers must be at least 0, got -1"),
         ("train", {"threads": -2}, r"train\.threads must be at least 0"),
         ("train", {"accelerator": "abacus"}, r"train\.accelerator must be one of auto, cpu, cuda, gpu"),
-        ("train", {"precision": "8"}, r"train\.precision must be one of auto, 32-true"),
         (
             "train",
             {"precision": "bf16-true"},
