@@ -166,7 +166,10 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   using A = Accumulate<T>;
   using Vector = VoxelVector<T, m>;
   constexpr int tile = kWarpThreads * m;
-  __shared__ A dots[kBlockWarps][tile], squares_p[kBlockWarps][tile], squares_z[kBlockWarps][tile];
+  // Aligned, so that a lane's sums of its voxels are written as vectors.
+  __shared__ alignas(kVectorBytes) A dots[kBlockWarps][tile];
+  __shared__ alignas(kVectorBytes) A squares_p[kBlockWarps][tile];
+  __shared__ alignas(kVectorBytes) A squares_z[kBlockWarps][tile];
   const LossShare& share = params.share;
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
   double weighted = 0, weight = 0;

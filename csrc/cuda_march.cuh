@@ -15,7 +15,10 @@
 
 namespace pgl_ops {
 
-constexpr int kHeldTaps = 3;  // taps along H and along W that a thread keeps in registers
+// Taps along H and along W that a thread keeps in registers. Volumes of integers are cut into views, one
+// sample a bin, which reads two.
+template <typename T>
+constexpr int kHeldTaps = std::is_integral_v<T> ? 2 : 3;
 
 // Loads that are on their way at once where taps are read from lists. Where more are, registers are spilled,
 // also where taps are few and held; forward has some left.
@@ -23,6 +26,10 @@ constexpr int kLoadsAtOnce = 2, kForwardLoadsAtOnce = 4;
 
 // The least blocks that a multiprocessor must hold at once, which bounds a thread's registers.
 constexpr int kMarchBlocks = 2;
+
+// The same of forward, where a thread that holds one channel of integers needs fewer.
+template <typename T, int n>
+constexpr int kForwardBlocks = std::is_integral_v<T> && n == 1 ? 3 : kMarchBlocks;
 
 #ifdef PGL_OPS_HOST_CUDA
 constexpr int64_t kEnoughBlocks = 4;  // so that blocks of small tests take several parts of the channels, too
@@ -122,15 +129,15 @@ struct MarchPlace {
 };
 
 // The first taps of one thread along one axis, in registers.
-template <typename A>
+template <int most, typename A>
 struct HeldTaps {
-  uint32_t offset[kHeldTaps];  // in bytes
-  A weight[kHeldTaps];
+  uint32_t offset[most];  // in bytes
+  A weight[most];
   int32_t count;
 
   __device__ HeldTaps(const TapList<A>& list, int64_t stride_bytes) : count(list.count) {
 #pragma unroll
-    for (int i = 0; i < kHeldTaps; ++i) {
+    for (int i = 0; i < most; ++i) {
       const Tap<A> tap = i < list.count ? list.taps[i] : Tap<A>{0, 0};
       offset[i] = static_cast<uint32_t>(tap.source * stride_bytes);
       weight[i] = tap.weight;
@@ -142,7 +149,8 @@ struct HeldTaps {
 // weight_h · weight_w · plane[h, w], for a group of channels. The taps are held in registers.
 template <typename Group, typename T, typename A>
 struct HeldPlaneSums {
-  HeldTaps<A> along_h, along_w;
+  static constexpr int most = kHeldTaps<T>;
+  HeldTaps<most, A> along_h, along_w;
   const T* from;          // the group's first channel
   const int64_t* stride;  // of all five axes, in elements
   int channels;
@@ -161,20 +169,20 @@ struct HeldPlaneSums {
 #pragma unroll
     for (int c = 0; c < n; ++c) sum[c] = 0;
     // All loads are on their way before the first is waited for.
-    typename Group::Raw raw[kHeldTaps][kHeldTaps];
+    typename Group::Raw raw[most][most];
 #pragma unroll
-    for (int i = 0; i < kHeldTaps; ++i) {
+    for (int i = 0; i < most; ++i) {
 #pragma unroll
-      for (int j = 0; j < kHeldTaps; ++j) {
+      for (int j = 0; j < most; ++j) {
         if (i >= along_h.count || j >= along_w.count) continue;
         Group::fetch(reinterpret_cast<const T*>(plane + (along_h.offset[i] + along_w.offset[j])), stride[1],
                      channels, &raw[i][j]);
       }
     }
 #pragma unroll
-    for (int i = 0; i < kHeldTaps; ++i) {
+    for (int i = 0; i < most; ++i) {
 #pragma unroll
-      for (int j = 0; j < kHeldTaps; ++j) {
+      for (int j = 0; j < most; ++j) {
         if (i >= along_h.count || j >= along_w.count) continue;
         A values[n] = {};
         Group::widen_all(raw[i][j], channels, values);
@@ -273,7 +281,8 @@ __device__ inline void march_from(const T* from, const int64_t* stride, int chan
                                   const TapList<A>& along_h, const TapList<A>& along_w, Emit emit,
                                   Before before = {}) {
   constexpr int n = Group::size;
-  if ((Group::lies_together || small_planes) && along_h.count <= kHeldTaps && along_w.count <= kHeldTaps) {
+  if ((Group::lies_together || small_planes) && along_h.count <= kHeldTaps<T> &&
+      along_w.count <= kHeldTaps<T>) {
     march<n, A>(begin, end, downward, along_d,
                 HeldPlaneSums<Group, T, A>(along_h, along_w, from, stride, channels), emit, before);
   } else {

@@ -49,13 +49,13 @@ struct BatchRoi {
 }  // namespace
 
 // The least blocks that a multiprocessor must hold at once, which bounds a thread's registers.
-template <typename T, int n>
-constexpr int kBackwardBlocks = (sizeof(T) <= 4 ? 3 : 2) - (n > 1 ? 1 : 0);
+template <typename T>
+constexpr int kBackwardBlocks = sizeof(T) <= 4 ? 3 : 2;
 
 // Grid (height · pieces a row, depth, samples). `batch` times the block's groups times the bins must be at
 // most kStageRoom<A, n>, and groups times `tile_width` at most kSumsAThread<n> times the threads.
 template <typename T, int n, bool packed>
-__global__ void __launch_bounds__(kBlockThreads, kBackwardBlocks<T, n>)
+__global__ void __launch_bounds__(kBlockThreads, kBackwardBlocks<T>)
     backward_many_kernel(const BackwardManyParams<T> params) {
   using A = Accumulate<T>;
   using Group = ChannelGroup<T, n, packed>;
@@ -162,12 +162,15 @@ __global__ void __launch_bounds__(kBlockThreads, kBackwardBlocks<T, n>)
                   stage + j * staged_a_roi + (packed ? own_group[r] : own_group[r] * bins);
               if (roi.copied) {
                 const uint16_t* offset = row_offsets + j * offset_share + (voxel - roi.voxel_low);
+                // One or two taps: unrolled, the loop would only push others out of the instruction cache.
+#pragma unroll 1
                 for (int32_t i = offset[0]; i < offset[1]; ++i) {
                   const Tap<A> tap = row_taps[j * tap_share + i];
                   add_staged(row[tap.source * step], tap.weight, sum[r]);
                 }
               } else {
                 const TapList<A> list_w = axis_w.row(roi.k, voxel);
+#pragma unroll 1
                 for (int32_t i = 0; i < list_w.count; ++i) {
                   add_staged(row[list_w.taps[i].source * step], list_w.taps[i].weight, sum[r]);
                 }

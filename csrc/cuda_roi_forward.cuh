@@ -21,7 +21,8 @@ struct ForwardParams {
 
 // Grid (tiles, 1, RoIs).
 template <typename T, int n, bool packed>
-__global__ void __launch_bounds__(kBlockThreads, kMarchBlocks) forward_kernel(const ForwardParams<T> params) {
+__global__ void __launch_bounds__(kBlockThreads, kForwardBlocks<T, n>)
+    forward_kernel(const ForwardParams<T> params) {
   using A = Accumulate<T>;
   using Group = ChannelGroup<T, n, packed>;
   using Result = ChannelGroup<Sampled<T>, n, packed>;

@@ -62,6 +62,21 @@ struct ChannelGroup {
     widen_all(raw, count, values);
   }
 
+  // One store of 16 bytes. Assigned as a struct, the compiler takes the vector apart into one for each
+  // channel. No kernel reads what it writes so, which is why the statement need not tell that it changes
+  // memory.
+  __device__ static void put(T* at, const Raw& raw) {
+#ifdef __CUDA_ARCH__
+    static_assert(sizeof(Raw) == kVectorBytes, "vectors are of one size");
+    uint4 word;
+    memcpy(&word, &raw, sizeof word);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)), "r"(word.x),
+                 "r"(word.y), "r"(word.z), "r"(word.w));
+#else
+    *reinterpret_cast<Raw*>(at) = raw;
+#endif
+  }
+
   template <typename A>
   __device__ static void store(T* at, int64_t stride, int count, const A* values) {
     if constexpr (packed) {
@@ -73,7 +88,7 @@ struct ChannelGroup {
 #pragma unroll
         for (int i = 0; i < n; ++i) raw.values[i] = Narrow<T>::from(values[i]);
       }
-      *reinterpret_cast<Raw*>(at) = raw;
+      put(at, raw);
     } else {
 #pragma unroll
       for (int i = 0; i < n; ++i) {

@@ -92,15 +92,6 @@ Tensor roi_align3d_cpu(Tensor input, Tensor boxes, OutputSize output_size, Scale
   return output;
 }
 
-// The gradient as the kernels read it fast: laid out as its result will be. Gradients also come expanded, or
-// in the other layout.
-Tensor readable(const Tensor& grad, bool channels_last) {
-  const int axis = channels_last ? 1 : 4;
-  if (grad.stride(axis) == 1 || grad.size(axis) == 1) return grad;
-  return torch::stable::contiguous(grad, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast3d
-                                                       : torch::headeronly::MemoryFormat::Contiguous);
-}
-
 Tensor roi_align3d_backward_cpu(Tensor grad, Tensor boxes, std::vector<int64_t> input_size,
                                 Scales spatial_scale, Ratios sampling_ratio, bool aligned,
                                 std::optional<Tensor> flips, bool channels_last) {

@@ -148,18 +148,19 @@ Tensor roi_align3d_backward_cuda(Tensor grad, Tensor boxes, std::vector<int64_t>
   const LaunchContext context(grad);
   Tensor output = empty_volume(input_size, grad.scalar_type(), grad, channels_last);
   if (output.numel() == 0) return output;
+  const Tensor from = readable(grad, channels_last);
   dispatch_dtype<false>("grad", grad.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = Accumulate<T>;
     const TapsWorkspace<A> forward(geometry, false, grad), transposed(geometry, true, grad);
     const TapsParams taps = taps_params(geometry, boxes, flips);
     build_transposed_taps(context, taps, geometry.n_rois, forward.taps(), transposed.taps());
-    with_channel_groups<T>(grad, output, [&](auto n, auto packed) {
+    with_channel_groups<T>(from, output, [&](auto n, auto packed) {
       const bool many = geometry.n_rois > kFewRois * geometry.n_samples;
       if (many && geometry.axes[2].bins < kStageRoom<A, n()>) {
-        launch_backward_many<T, n(), packed()>(context, grad, output, geometry, transposed.taps());
+        launch_backward_many<T, n(), packed()>(context, from, output, geometry, transposed.taps());
       } else {
-        launch_backward<T, n(), packed()>(context, grad, output, geometry, taps, transposed.taps());
+        launch_backward<T, n(), packed()>(context, from, output, geometry, taps, transposed.taps());
       }
     });
   });

@@ -65,6 +65,15 @@ inline RoiGeometry roi_geometry(const std::vector<int64_t>& input_size, const Te
   return geometry;
 }
 
+// The gradient as the kernels read it fast: laid out as its result will be. Gradients also come expanded, or
+// in the other layout.
+inline Tensor readable(const Tensor& grad, bool channels_last) {
+  const int axis = channels_last ? 1 : 4;
+  if (grad.stride(axis) == 1 || grad.size(axis) == 1) return grad;
+  return torch::stable::contiguous(grad, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast3d
+                                                       : torch::headeronly::MemoryFormat::Contiguous);
+}
+
 inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
   return {tensor.sizes().begin(), tensor.sizes().end()};
 }
