@@ -1,7 +1,7 @@
 // The fused op: voxel_cosine_loss(prediction, roi_align3d(features, …)) without the aligned target in memory.
 #pragma once
 
-#include "cosine_loss.h"
+#include "voxel_cosine_loss.h"
 #include "roi_align3d.h"
 
 namespace pgl_ops {
@@ -18,7 +18,7 @@ inline RoiGeometry aligned_geometry(const Tensor& prediction, const Tensor& feat
   check_same_device("boxes", boxes, prediction);
   const RoiGeometry geometry =
       roi_geometry(sizes_of(features), boxes, {prediction.size(2), prediction.size(3), prediction.size(4)},
-                   spatial_scale, sampling_ratio, aligned, flips);
+                   spatial_scale, sampling_ratio, aligned, flips, {"features", "prediction"});
   check_argument(prediction.size(0) == geometry.n_rois && prediction.size(1) == geometry.channels,
                  "prediction must be a Tensor[", geometry.n_rois, ", ", geometry.channels,
                  ", d, h, w], one a box with the features' channels, got ", shape_text(prediction));

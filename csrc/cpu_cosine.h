@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "cosine_loss.h"
+#include "voxel_cosine_loss.h"
 #include "cpu_taps.h"
 
 namespace pgl_ops {

@@ -28,6 +28,8 @@ struct Roi {
   bool flip[3];
 };
 
+constexpr const char* kOfBoxes = " of boxes (of the whole list, if they are one)";
+
 // Reads all rows; throws std::invalid_argument naming the first that cannot be sampled.
 inline std::vector<Roi> read_rois(const RoiGeometry& geometry, const Tensor& boxes,
                                   const std::optional<Tensor>& flips) {
@@ -43,15 +45,15 @@ inline std::vector<Roi> read_rois(const RoiGeometry& geometry, const Tensor& box
                        : static_cast<double>(static_cast<const float*>(data)[i]);
     };
     Roi& roi = rois[k];
-    check_argument(valid_batch_index(value(0), geometry.n_samples), "boxes[", k, "] has batch index ",
+    check_argument(valid_batch_index(value(0), geometry.n_samples), "row ", k, kOfBoxes, " has batch index ",
                    value(0), ", expected a whole number in [0, ", geometry.n_samples, ")");
     roi.sample = static_cast<int64_t>(value(0));
     for (int axis = 0; axis < 3; ++axis) {
       roi.lo[axis] = value(1 + axis);
       roi.hi[axis] = value(4 + axis);
       roi.flip[axis] = flip_data && flip_data[k * flips->stride(0) + axis * flips->stride(1)];
-      check_argument(valid_extent(roi.lo[axis], roi.hi[axis], geometry.axes[axis].scale), "boxes[", k,
-                     "] spans ", roi.lo[axis], " to ", roi.hi[axis], " on axis ", axis,
+      check_argument(valid_extent(roi.lo[axis], roi.hi[axis], geometry.axes[axis].scale), "row ", k, kOfBoxes,
+                     " spans ", roi.lo[axis], " to ", roi.hi[axis], " on axis ", axis,
                      ", expected finite values within ±2^24 voxels after scaling by spatial_scale");
     }
   }

@@ -9,7 +9,7 @@
 // block, and last the blocks' partial sums by one block.
 #pragma once
 
-#include "cosine_loss.h"
+#include "voxel_cosine_loss.h"
 #include "cuda_volume.cuh"
 
 namespace pgl_ops {

@@ -97,8 +97,9 @@ Tensor roi_align3d_backward_cpu(Tensor grad, Tensor boxes, std::vector<int64_t> 
                                 std::optional<Tensor> flips, bool channels_last) {
   check_argument(grad.dim() == 5, "grad must be a Tensor[K, C, d, h, w], got ", shape_text(grad));
   check_same_device("boxes", boxes, grad);
-  const RoiGeometry geometry = roi_geometry(input_size, boxes, {grad.size(2), grad.size(3), grad.size(4)},
-                                            spatial_scale, sampling_ratio, aligned, flips);
+  const RoiGeometry geometry =
+      roi_geometry(input_size, boxes, {grad.size(2), grad.size(3), grad.size(4)}, spatial_scale,
+                   sampling_ratio, aligned, flips, {"input_size", "grad"});
   check_argument(grad.size(0) == geometry.n_rois && grad.size(1) == geometry.channels,
                  "grad must be a Tensor[", geometry.n_rois, ", ", geometry.channels, ", d, h, w], got ",
                  shape_text(grad));

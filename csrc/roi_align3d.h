@@ -21,12 +21,18 @@ using OutputSize = std::vector<int64_t>;
 using Scales = std::vector<double>;
 using Ratios = std::vector<int64_t>;
 
+// What the sizes of a call are read from, as its messages call it.
+struct SizeNames {
+  const char* input = "input";
+  const char* output = "output_size";
+};
+
 inline RoiGeometry roi_geometry(const std::vector<int64_t>& input_size, const Tensor& boxes,
                                 const OutputSize& output_size, const Scales& spatial_scale,
                                 const Ratios& sampling_ratio, bool aligned,
-                                const std::optional<Tensor>& flips) {
-  check_argument(input_size.size() == 5, "input must be a Tensor[N, C, D, H, W], got ", input_size.size(),
-                 " axes");
+                                const std::optional<Tensor>& flips, SizeNames names = {}) {
+  check_argument(input_size.size() == 5, names.input, " must have the five axes [N, C, D, H, W], got ",
+                 input_size.size());
   check_argument(boxes.dim() == 2 && boxes.size(1) == 7,
                  "boxes must be a Tensor[K, 7], batch index first, got ", shape_text(boxes));
   check_argument(boxes.scalar_type() == ScalarType::Float || boxes.scalar_type() == ScalarType::Double,
@@ -36,8 +42,8 @@ inline RoiGeometry roi_geometry(const std::vector<int64_t>& input_size, const Te
                  spatial_scale.size());
   check_argument(sampling_ratio.size() == 3, "sampling_ratio must hold three integers, got ",
                  sampling_ratio.size());
-  check_argument(input_size[0] >= 0 && input_size[1] >= 0,
-                 "input must have N and C of at least 0, got N = ", input_size[0], ", C = ", input_size[1]);
+  check_argument(input_size[0] >= 0 && input_size[1] >= 0, names.input,
+                 " must have N and C of at least 0, got N = ", input_size[0], ", C = ", input_size[1]);
   if (flips) {
     check_argument(flips->dim() == 2 && flips->size(0) == boxes.size(0) && flips->size(1) == 3,
                    "flips must be a Tensor[", boxes.size(0), ", 3], got ", shape_text(*flips));
@@ -50,9 +56,10 @@ inline RoiGeometry roi_geometry(const std::vector<int64_t>& input_size, const Te
     constexpr int64_t most = 1ll << 24;
     const int64_t size = input_size[2 + axis], bins = output_size[axis], ratio = sampling_ratio[axis];
     const double scale = spatial_scale[axis];
-    check_argument(size >= 1 && size <= most, "input must have 1 to 2^24 voxels on every spatial axis, got ",
-                   size);
-    check_argument(bins >= 1 && bins <= most, "output_size must be 1 to 2^24 on every axis, got ", bins);
+    check_argument(size >= 1 && size <= most, names.input,
+                   " must have 1 to 2^24 voxels on every spatial axis, got ", size);
+    check_argument(bins >= 1 && bins <= most, names.output, " must be 1 to 2^24 on every spatial axis, got ",
+                   bins);
     check_argument(scale > 0 && scale <= 1e30, "spatial_scale must be positive and at most 1e30, got ",
                    scale);
     check_argument(ratio <= (1 << 20), "sampling_ratio must be at most 2^20, got ", ratio);

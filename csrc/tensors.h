@@ -6,7 +6,6 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <array>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -15,19 +14,20 @@
 
 #include "number.h"
 
+// Of torch 2.13 and later; weak, so that the library loads with earlier ones, too.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
 namespace pgl_ops {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// The stride of each axis in elements; sizes and strides are always 64-bit.
-using Strides5 = std::array<int64_t, 5>;
 
 // Torch shows std::invalid_argument to Python as ValueError.
 template <typename... Parts>
 void check_argument(bool holds, const Parts&... parts) {
   if (holds) return;
   std::ostringstream message;
+  message.precision(12);
   (message << ... << parts);
   throw std::invalid_argument(message.str());
 }
@@ -117,26 +117,37 @@ void dispatch_dtype(const char* name, ScalarType type, Function function) {
                  integers ? ", bfloat16, uint8 or int16" : " or bfloat16", ", got ", dtype_name(type));
 }
 
-inline Strides5 strides5(const Tensor& tensor) {
-  Strides5 strides;
-  for (int i = 0; i < 5; ++i) strides[i] = tensor.stride(i);
-  return strides;
-}
-
 // Whether the channels lie innermost, so that results should too. The Python registrations repeat this rule.
 inline bool is_channels_last(const Tensor& tensor) {
   return tensor.size(1) > 1 && tensor.stride(1) == 1 && tensor.stride(4) != 1;
 }
 
+// New memory like `like`'s. Where there is none, the error has torch's own words, if this torch tells them:
+// the stable ABI only says where in its headers it noticed.
+inline Tensor empty_tensor(const std::vector<int64_t>& sizes, ScalarType type, const Tensor& like,
+                           torch::headeronly::MemoryFormat format) {
+  try {
+    return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, format);
+  } catch (const std::runtime_error& error) {
+    std::ostringstream message;
+    message << "pgl_ops: no memory for a result of " << dtype_name(type) << "[";
+    for (size_t i = 0; i < sizes.size(); ++i) message << (i ? ", " : "") << sizes[i];
+    message << "] on " << device_text(like) << ": "
+            << (torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace()
+                                                           : error.what());
+    throw std::runtime_error(message.str());
+  }
+}
+
 inline Tensor empty_volume(const std::vector<int64_t>& sizes, ScalarType type, const Tensor& like,
                            bool channels_last) {
-  return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt,
-                              channels_last ? torch::headeronly::MemoryFormat::ChannelsLast3d
-                                            : torch::headeronly::MemoryFormat::Contiguous);
+  return empty_tensor(sizes, type, like,
+                      channels_last ? torch::headeronly::MemoryFormat::ChannelsLast3d
+                                    : torch::headeronly::MemoryFormat::Contiguous);
 }
 
 inline Tensor empty_flat(const std::vector<int64_t>& sizes, ScalarType type, const Tensor& like) {
-  return torch::stable::empty(sizes, type, std::nullopt, like.device());
+  return empty_tensor(sizes, type, like, torch::headeronly::MemoryFormat::Contiguous);
 }
 
 }  // namespace pgl_ops

@@ -52,8 +52,9 @@ def check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype]) -> Ten
     if value.dtype not in dtypes:
         allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{name} must have one of the dtypes {allowed}, got {describe(value)}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense (strided) tensor, got {kind}")
     return value
 
 
@@ -63,6 +64,13 @@ def check_same_device(name: str, value: Tensor, like_name: str, like: Tensor) ->
         raise ValueError(
             f"{name} must be on the same device as {like_name} ({like.device}), got {describe(value)}"
         )
+
+
+def check_one_device(like_name: str, like: Tensor, **others: Tensor | None) -> None:
+    """Raises ValueError unless all tensors live on one device."""
+    for name, value in others.items():
+        if value is not None:
+            check_same_device(name, value, like_name, like)
 
 
 def check_same_dtype(name: str, value: Tensor, like_name: str, like: Tensor) -> None:

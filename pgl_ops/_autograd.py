@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch.autograd import forward_ad
 
 # What torch's own registration is made of, too; not public.
 _INNER = ("_AutoDispatchBelowAutograd", "_after_autograd_keyset", "_any_requires_grad")
@@ -50,14 +51,28 @@ def register_autograd(name: str, backward: Callable, setup_context: Callable) ->
     )
 
     def kernel(keys, *args):
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, args)):
+            raise NotImplementedError(f"{name} has no forward-mode derivative; pgl_ops.reference has")
         if torch.is_grad_enabled() and any_requires_grad(*args):
-            return function.apply(*args, keys)
+            try:
+                return function.apply(*args, keys)
+            except RuntimeError as error:
+                if "functorch" not in str(error):
+                    raise
+                raise NotImplementedError(
+                    f"{name} cannot be differentiated by the transforms of torch.func; torch.autograd can, "
+                    "and pgl_ops.reference takes both"
+                ) from error
         with below_autograd():
             return op.redispatch(keys & keys_below, *args)
 
     library = torch.library.Library(namespace, "FRAGMENT")
     library.impl(op_name, kernel, "Autograd", with_keyset=True)
     kernel.__dict__["library"] = library  # when it goes, so does what it registered
+
+
+def _has_tangent(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None
 
 
 def is_plain(schema: torch._C.FunctionSchema) -> bool:

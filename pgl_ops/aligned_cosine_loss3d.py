@@ -84,8 +84,9 @@ def aligned_cosine_loss3d(
 def _fake(
     prediction, features, boxes, spatial_scale, sampling_ratio, aligned, flips, weight, reduction, eps, save
 ):
-    arguments.check_same_device("features", features, "prediction", prediction)
-    arguments.check_same_device("boxes", boxes, "prediction", prediction)
+    arguments.check_one_device(
+        "prediction", prediction, features=features, boxes=boxes, flips=flips, weight=weight
+    )
     return fake_loss(prediction, reduction, save)
 
 
@@ -103,11 +104,22 @@ def _fake_backward(
     divisor,
     reduction,
 ):
+    arguments.check_one_device(
+        "prediction",
+        prediction,
+        grad=grad,
+        features=features,
+        boxes=boxes,
+        flips=flips,
+        weight=weight,
+        saved=saved,
+        divisor=divisor,
+    )
     return fake_gradient(prediction)
 
 
 def _setup_context(ctx, inputs, output):
-    prediction, features, boxes, *ctx.settings, flips, weight, ctx.reduction, _, _ = inputs
+    prediction, features, boxes, *ctx.settings, flips, weight, ctx.reduction, ctx.eps, _ = inputs
     _, saved, divisor = output
     ctx.save_for_backward(prediction, features, boxes, flips, weight, saved, divisor)
     ctx.mark_non_differentiable(saved, divisor)
@@ -137,6 +149,8 @@ def register(namespace: str) -> None:
             )
             return grad_prediction, None, *nothing
         target = ops.roi_align3d(features, boxes, list(prediction.shape[2:]), *ctx.settings, flips)
+        # Of the target as it is here, in the features' dtype: it was not rounded in forward.
+        _, saved, divisor = ops.voxel_cosine_loss(prediction, target, weight, ctx.reduction, ctx.eps, True)
         grad_prediction, grad_target = ops.voxel_cosine_loss_backward(
             grad, prediction, target, weight, saved, divisor, ctx.reduction, need_prediction, True
         )

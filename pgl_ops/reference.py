@@ -200,5 +200,5 @@ def _valid_rows(boxes: Tensor, n_samples: int, scales: Sequence[float]) -> Tenso
             if not in_batch[row]
             else f"box {boxes[row, 1:].tolist()}, expected finite values within ±2^24 voxels after scaling"
         )
-        raise ValueError(f"boxes[{row}] has {reason}")
+        raise ValueError(f"row {row} of boxes (of the whole list, if they are one) has {reason}")
     return valid

@@ -123,12 +123,13 @@ def empty_volume(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, chann
 
 
 def _fake(input, boxes, output_size, spatial_scale, sampling_ratio, aligned, flips):
-    arguments.check_same_device("boxes", boxes, "input", input)
+    arguments.check_one_device("input", input, boxes=boxes, flips=flips)
     dtype = input.dtype if input.dtype.is_floating_point else torch.float32
     return empty_volume(input, [boxes.shape[0], input.shape[1], *output_size], dtype, is_channels_last(input))
 
 
 def _fake_backward(grad, boxes, input_size, spatial_scale, sampling_ratio, aligned, flips, channels_last):
+    arguments.check_one_device("grad", grad, boxes=boxes, flips=flips)
     return empty_volume(grad, input_size, grad.dtype, channels_last)
 
 

@@ -86,11 +86,14 @@ def fake_gradient(features: Tensor) -> Tensor:
 
 
 def _fake(prediction, target, weight, reduction, eps, save):
-    arguments.check_same_device("target", target, "prediction", prediction)
+    arguments.check_one_device("prediction", prediction, target=target, weight=weight)
     return fake_loss(prediction, reduction, save)
 
 
 def _fake_backward(grad, prediction, target, weight, saved, divisor, reduction, need_prediction, need_target):
+    arguments.check_one_device(
+        "prediction", prediction, grad=grad, target=target, weight=weight, saved=saved, divisor=divisor
+    )
     nothing = prediction.new_empty([0])
     return (
         fake_gradient(prediction) if need_prediction else nothing,
@@ -116,12 +119,17 @@ def differentiate_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradient of the backward op, to (grad, prediction, target), by differentiating its formula.
 
-    Double backward is rare; ordinary PyTorch is fast enough for it. Third derivatives are not provided.
+    Double backward is rare; ordinary PyTorch is fast enough for it, and gives the derivatives beyond.
     """
     grad, prediction, target, weight, saved, divisor = saved_tensors
-    dtype = grad.dtype
+    dtype, and_beyond = grad.dtype, torch.is_grad_enabled()
+
+    def tracked(x: Tensor) -> Tensor:
+        x = x.to(dtype)
+        return x if x.requires_grad else x.detach().requires_grad_()
+
     with torch.enable_grad():
-        grad, p, z = (x.detach().to(dtype).requires_grad_() for x in (grad, prediction, target))
+        grad, p, z = (tracked(x) for x in (grad, prediction, target))
         live = (saved[1] != 0).unsqueeze(1)
         scale = grad if weight is None else grad * weight
         scale = torch.where(divisor == 0, 0.0, -2 * scale / torch.where(divisor == 0, 1.0, divisor))
@@ -139,7 +147,7 @@ def differentiate_gradients(
             grads.append(grad_grads[1].to(dtype))
         if not outputs:
             return None, None, None
-        found = torch.autograd.grad(outputs, (grad, p, z), grads)
+        found = torch.autograd.grad(outputs, (grad, p, z), grads, create_graph=and_beyond)
     return found[0], found[1].to(prediction.dtype), found[2].to(target.dtype)
 
 

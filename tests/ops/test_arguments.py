@@ -215,6 +215,12 @@ ROI_ALIGN3D = [
     ),
     (
         "input",
+        torch.nested.nested_tensor([torch.zeros(2, 3, 4, 5)] * 2),
+        TypeError,
+        r"input must be a dense .* got a nested tensor",
+    ),
+    (
+        "input",
         torch.zeros(3, 4, 5, 6),
         ValueError,
         r"input must be a Tensor\[N, C, D, H, W\], got Tensor\[3, 4, 5, 6\]",
@@ -460,11 +466,11 @@ def test_a_long_wrong_argument_makes_a_short_message():
 def test_a_bad_box_row_is_named_with_its_values_and_what_was_expected(ops):
     arguments = roi_align3d_arguments()
     arguments["boxes"][2, 0] = 7
-    with pytest.raises(ValueError, match=r"boxes\[2\].* 7.*\[0, 2\)"):
+    with pytest.raises(ValueError, match=r"row 2 of boxes.* 7.*\[0, 2\)"):
         ops.roi_align3d(**arguments)
     arguments["boxes"][2, 0] = 1
     arguments["boxes"][3, 4] = 2.0**25
-    with pytest.raises(ValueError, match=r"boxes\[3\].*2\^24"):
+    with pytest.raises(ValueError, match=r"row 3 of boxes.*2\^24"):
         ops.roi_align3d(**arguments)
 
 

@@ -104,7 +104,7 @@ def test_roi_align3d_names_a_bad_row(case):
     boxes = random_boxes(4, 2, SHAPE, scale)
     for column, value in entries.items():
         boxes[2, column] = value
-    with pytest.raises(ValueError, match=r"boxes\[2\]"):
+    with pytest.raises(ValueError, match=r"row 2 of boxes"):
         reference.roi_align3d(torch.zeros(2, 3, *SHAPE), boxes, 2, scale)
 
 

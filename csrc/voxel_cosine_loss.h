@@ -119,7 +119,8 @@ inline void check_saved(const Tensor& saved, const Tensor& divisor, const Tensor
                  "saved must be what the forward op returned with save=True, got ", shape_text(saved));
   check_argument(divisor.numel() == 1 && divisor.scalar_type() == type,
                  "divisor must be what the forward op returned, got ", shape_text(divisor));
-  check_argument(grad.scalar_type() == type, "grad must have the loss's dtype");
+  check_argument(grad.scalar_type() == type, "grad must have the loss's dtype ", dtype_name(type), ", got ",
+                 dtype_name(grad.scalar_type()));
   const int64_t expected = reduction == Reduction::none ? shape.samples * shape.voxels : 1;
   check_argument(grad.numel() == expected, "grad must have the loss's shape, got ", shape_text(grad));
   check_same_device("saved", saved, prediction);
