@@ -167,9 +167,9 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   using Vector = VoxelVector<T, m>;
   constexpr int tile = kWarpThreads * m;
   // Aligned, so that a lane's sums of its voxels are written as vectors.
-  __shared__ alignas(kVectorBytes) A dots[kBlockWarps][tile];
-  __shared__ alignas(kVectorBytes) A squares_p[kBlockWarps][tile];
-  __shared__ alignas(kVectorBytes) A squares_z[kBlockWarps][tile];
+  alignas(kVectorBytes) __shared__ A dots[kBlockWarps][tile];
+  alignas(kVectorBytes) __shared__ A squares_p[kBlockWarps][tile];
+  alignas(kVectorBytes) __shared__ A squares_z[kBlockWarps][tile];
   const LossShare& share = params.share;
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
   double weighted = 0, weight = 0;
