@@ -140,7 +140,7 @@ def write_environment(
         cases: which train and which validate; None where another file tells.
     """
     path = folder / ENVIRONMENT
-    starts = json.loads(path.read_text("utf-8"))["starts"] if path.exists() else []
+    starts = _earlier_starts(path)
     on_cuda = device.type == "cuda"
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -156,6 +156,18 @@ def write_environment(
         "precision": precision,
     }
     write_json(path, {**({} if cases is None else {"cases": cases}), "starts": [*starts, start]})
+
+
+def _earlier_starts(path: Path) -> list[object]:
+    if not path.exists():
+        return []
+    try:
+        starts = json.loads(path.read_text("utf-8"))["starts"]
+        if not isinstance(starts, list):
+            raise TypeError(f"starts is {type(starts).__name__}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): delete it; only what it tells is lost") from error
+    return starts
 
 
 def _append(path: Path, line: str) -> None:
