@@ -9,7 +9,7 @@ Keys of a checkpoint::
     samples            samples seen, which is the data position (a sample is a function of seed and index)
     config             the run's settings as nested plain data, see pgl.config.from_plain
     network            the encoder's class and construction arguments, see pgl.networks.build_encoder
-    feature_level      the stage whose features were trained, counted from 0
+    feature_level      the encoder's deepest stage that was trained, counted from 0
     feature_stride     [D, H, W] input voxels a feature voxel at that stage
     spacing_mm         [D, H, W] spacing of the cache
     online             {"encoder": state dict, "projector": ..., "predictor": ...}, and where they are in use

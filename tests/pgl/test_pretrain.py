@@ -23,6 +23,7 @@ from pgl.networks import build_encoder
 from pgl.pretrain import pretrain
 from pgl.settings import to_plain
 from pgl.training.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
+from pgl.training.record import write_environment
 from tests.patience import PATIENCE_S, wait_until
 
 from .training_data import blobs, make_cache, small_config
@@ -115,6 +116,14 @@ def test_the_environment_names_the_cases_of_either_side(finished):
     training, validation = environment["cases"]["training"], environment["cases"]["validation"]
     assert sorted(training + validation) == [f"case{i}" for i in range(5)] and len(validation) == 1
     assert environment["starts"][0]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"time": "of another form"}', '{"starts": "one"}'])
+def test_a_damaged_record_of_the_environment_is_named(tmp_path, content):
+    (tmp_path / "environment.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"environment.json is damaged .*delete it"):
+        write_environment(tmp_path, torch.device("cpu"), 1, "32-true")
+    assert (tmp_path / "environment.json").read_text("utf-8") == content
 
 
 def test_a_run_stopped_by_a_signal_and_resumed_ends_in_the_same_weights(
