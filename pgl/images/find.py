@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from pgl.images.formats import NOT_READ, READERS
 from pgl.images.native import split_suffixes
 
-# fmt: off
-IMAGE_SUFFIXES = {
-    ".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".mnc",
-    ".gipl", ".gipl.gz", ".vtk", ".h5", ".hdf5", ".tif", ".tiff", ".lsm",
-}
+# Those that are not read too, so that they are rejected with the reason, not passed over.
+IMAGE_SUFFIXES = READERS.keys() | NOT_READ.keys()
 DATA_SUFFIXES = {".raw", ".raw.gz", ".zraw"}
+# fmt: off
 # What lies about in data folders and is no volume. Anything else is tried, and rejected if unreadable.
 OTHER_SUFFIXES = {
     ".json", ".txt", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log", ".csv.gz",
