@@ -39,19 +39,11 @@ from pgl.cache.manifest import (
     triple,
     write_manifest,
 )
-from pgl.cache.volume_file import open_volume
+from pgl.cache.volume_file import clipped, open_volume, write_volume
 from pgl.files.atomic import PARTIAL_PREFIX, atomic_path, write_json
 from pgl.labels.records import LABELS_FOLDER, labels_section, remove_label
 
 CASES_FOLDER = "cases"
-
-# Measured on abdominal CT: a random block of 24x144x144 reads in 0.46 ms on one core, at 36 % of the raw
-# size; with zstd in 1.6 ms at 30 %. Blocks inside a chunk let blosc2 skip what lies outside; its own choice
-# of chunks (whole slices) reads three times slower.
-CHUNK = (16, 64, 64)
-BLOCK = (16, 32, 32)
-# With more threads the order of blocks in the file, and so its checksum, would depend on their timing.
-COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
 
 OPEN_FILES = 64
 
@@ -145,14 +137,7 @@ class CacheWriter:
         sidecar = self._sidecar(case_id)
         sidecar.unlink(missing_ok=True)
         with atomic_path(self.path / name) as temporary:
-            written = blosc2.asarray(
-                np.ascontiguousarray(volume),
-                urlpath=str(temporary),
-                mode="w",
-                chunks=[min(c, n) for c, n in zip(CHUNK, volume.shape, strict=True)],
-                blocks=[min(b, n) for b, n in zip(BLOCK, volume.shape, strict=True)],
-                cparams=COMPRESSION,
-            )
+            written = write_volume(temporary, volume)
             store_checksums(written)
             del written
             checksum = sha256_of(temporary)
@@ -295,20 +280,15 @@ class VolumeCache:
         Raises:
             DamagedCase: the file is damaged where the block lies, or cannot be opened.
         """
-        first, extent = triple(start, int), triple(size, int)
-        if min(extent) < 0:
-            raise ValueError(f"size must not be negative, got {extent}")
-        shape = self.cases[index].shape
-        low = [min(max(s, 0), n) for s, n in zip(first, shape, strict=True)]
-        high = [min(max(s + e, 0), n) for s, e, n in zip(first, extent, shape, strict=True)]
-        inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        whole = tuple(high[axis] - low[axis] for axis in range(3)) == extent
-        if whole and 0 not in extent:
-            return self._read(index, inside)
+        extent = triple(size, int)
+        part = clipped(triple(start, int), extent, self.cases[index].shape)
+        if part is None:
+            return np.full(extent, fill, dtype=np.int16)
+        found = self._read(index, part[0])
+        if found.shape == extent:
+            return found
         block = np.full(extent, fill, dtype=np.int16)
-        if all(a < b for a, b in zip(low, high, strict=True)):
-            place = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, first, strict=True))
-            block[place] = self._read(index, inside)
+        block[part[1]] = found
         return block
 
     def read_volume(self, index: int) -> np.ndarray:

@@ -6,12 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import blosc2
 import numpy as np
 
 from pgl.cache.manifest import MANIFEST, CaseRecord, read_manifest, sha256_of, triple
-from pgl.cache.volume_file import open_volume
-from pgl.cache.volumes import BLOCK, CHUNK, COMPRESSION
+from pgl.cache.volume_file import clipped, open_volume, write_volume
 from pgl.files.atomic import atomic_path, write_json
 from pgl.labels.records import LabelRecord, label_file, parse_label, plain_label
 
@@ -42,14 +40,7 @@ def write_label(
     sidecar = (folder / name).with_suffix(".json")
     sidecar.unlink(missing_ok=True)
     with atomic_path(folder / name) as temporary:
-        blosc2.asarray(
-            np.ascontiguousarray(label),
-            urlpath=str(temporary),
-            mode="w",
-            chunks=[min(c, n) for c, n in zip(CHUNK, label.shape, strict=True)],
-            blocks=[min(b, n) for b, n in zip(BLOCK, label.shape, strict=True)],
-            cparams=COMPRESSION,
-        )
+        write_volume(temporary, label)
         checksum = sha256_of(temporary)
     counts = np.bincount(label.ravel(), minlength=1)
     record = LabelRecord(
@@ -100,15 +91,13 @@ def read_label_block(
         size: voxels to read (D, H, W); may reach beyond the volume.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or a negative size.
     """
-    first, extent = triple(start, int), triple(size, int)
+    extent = triple(size, int)
+    part = clipped(triple(start, int), extent, record.shape)
     block = np.zeros(extent, np.uint8)
-    low = [min(max(s, 0), n) for s, n in zip(first, record.shape, strict=True)]
-    high = [min(max(s + e, 0), n) for s, e, n in zip(first, extent, record.shape, strict=True)]
-    if all(a < b for a, b in zip(low, high, strict=True)):
-        place = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, first, strict=True))
-        block[place] = _read(folder, record, tuple(slice(a, b) for a, b in zip(low, high, strict=True)))
+    if part is not None:
+        block[part[1]] = _read(folder, record, part[0])
     return block
 
 
