@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pgl.networks import EncoderSettings, build_encoder, describe, stride_at
+from pgl.networks import EncoderSettings, build_encoder, describe, draw_weights, stage_number, stride_at
 
 # nnU-Net's residual U-Nets have one convolution a decoder stage.
 _CONVOLUTIONS = 1
-# nnU-Net's slope for the weights' initialisation, as in pgl.networks.
-_INITIAL_SLOPE = 1e-2
 
 
 class Backbone(nn.Module):
@@ -124,13 +122,8 @@ def chosen_levels(
 
 def stages_by_number(stages: int, level: int, more_levels: Sequence[int], of: str) -> list[int]:
     """:func:`chosen_levels` of so many stages, ``of`` what they are."""
-    for name, one in (("feature_level", level), *(("more_levels", one) for one in more_levels)):
-        if not -stages <= one < stages:
-            raise ValueError(
-                f"method.{name} must lie in [{-stages}, {stages - 1}] for the {stages} stages of the {of}, "
-                f"got {one}"
-            )
-    levels = [one % stages for one in (level, *more_levels)]
+    levels = [stage_number(stages, level, "feature_level", of)]
+    levels += [stage_number(stages, one, "more_levels", of) for one in more_levels]
     if len(set(levels)) < len(levels):
         raise ValueError(
             f"method.more_levels must name other stages than method.feature_level {level}, each once, got "
@@ -142,10 +135,9 @@ def stages_by_number(stages: int, level: int, more_levels: Sequence[int], of: st
 def build_decoder(encoder: Any) -> Any:
     """The decoder of ``ResidualEncoderUNet`` above an encoder, with fresh weights and one output channel."""
     from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
-    from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 
     decoder = UNetDecoder(encoder, num_classes=1, n_conv_per_stage=_CONVOLUTIONS, deep_supervision=False)
     # It would appear under a second name in every list of parameters.
     del decoder.encoder
-    decoder.apply(InitWeights_He(_INITIAL_SLOPE))
+    draw_weights(decoder)
     return decoder

@@ -88,23 +88,29 @@ def default_encoder() -> EncoderSettings:
     )
 
 
-def resolve_level(settings: EncoderSettings, level: int) -> int:
-    """The stage index in [0, stages) of ``level``, which may count from the end (−1 is the deepest).
+def stage_number(stages: int, level: int, setting: str = "feature_level", of: str = "encoder") -> int:
+    """The stage in [0, stages) of ``level``, which may count from the end (−1 is the deepest).
+
+    Args:
+        stages: how many there are.
+        level: which one.
+        setting: of ``method``, that names it.
+        of: what the stages are of.
 
     Raises:
         ValueError: there is no such stage.
     """
-    stages = len(settings.strides)
     if not -stages <= level < stages:
         raise ValueError(
-            f"method.feature_level must lie in [{-stages}, {stages - 1}] for {stages} stages, got {level}"
+            f"method.{setting} must lie in [{-stages}, {stages - 1}] for the {stages} stages of the {of}, "
+            f"got {level}"
         )
     return level % stages
 
 
 def stride_at(settings: EncoderSettings, level: int) -> Triple:
     """The total (D, H, W) stride of the feature map of stage ``level``, in input voxels a feature voxel."""
-    strides = settings.strides[: resolve_level(settings, level) + 1]
+    strides = settings.strides[: stage_number(len(settings.strides), level) + 1]
     return tuple(math.prod(axis) for axis in zip(*strides, strict=True))  # type: ignore[return-value]
 
 
@@ -143,11 +149,17 @@ def build_encoder(description: Mapping[str, Any]) -> nn.Module:
     if description.get("class") != ENCODER_CLASS:
         raise ValueError(f"network class must be {ENCODER_CLASS}, got {description.get('class')!r}")
     from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
-    from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 
     encoder = ResidualEncoder(**constructor_arguments(description))
-    encoder.apply(InitWeights_He(_INITIAL_SLOPE))
+    draw_weights(encoder)
     return encoder
+
+
+def draw_weights(network: nn.Module) -> None:
+    """Draw the weights of a network anew as nnU-Net draws them."""
+    from dynamic_network_architectures.initialization.weight_init import InitWeights_He
+
+    network.apply(InitWeights_He(_INITIAL_SLOPE))
 
 
 def constructor_arguments(description: Mapping[str, Any]) -> dict[str, Any]:

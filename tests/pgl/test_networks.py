@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from pgl.networks import build_encoder, default_encoder, describe, resolve_level, stride_at
+from pgl.networks import build_encoder, default_encoder, describe, stride_at
 
 from .training_data import small_encoder
 
@@ -50,8 +50,8 @@ def test_strides_multiply_from_stage_to_stage():
 
 
 def test_a_level_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match=r"method\.feature_level must lie in \[-3, 2\] for 3 stages, got 3"):
-        resolve_level(small_encoder(), 3)
+    with pytest.raises(ValueError, match=r"feature_level must lie in \[-3, 2\] for the 3 stages of .* got 3"):
+        stride_at(small_encoder(), 3)
 
 
 def test_a_description_of_another_class_is_refused():
