@@ -275,3 +275,27 @@ def test_rows_that_begin_within_a_cache_line_are_read_right_where_some_are_skipp
     volume = memory[skipped : skipped + math.prod(shape)].view(shape).copy_(random_volume(shape))
     boxes = torch.tensor([[0, 1.3, 4, 0, 4.7, 44, 64]], dtype=torch.float64)
     assert_forward_exact(pgl_ops.roi_align3d, backend.device, volume, boxes, (3, 8, 32), sampling_ratio=1)
+
+
+def test_samples_at_the_edge_are_decided_by_operations_that_are_rounded_one_by_one(backend):
+    """A sample of each box lies on the volume's far edge, but for the last bit: fused, or in another order,
+    the same operations would decide some of them otherwise."""
+    size, bins, ratio, scale, count = SHAPE, 7, 3, 0.37, 600
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(low, high):
+        return low + (high - low) * torch.rand(count, 3, generator=generator, dtype=torch.float64)
+
+    lo, edge = drawn(-3, 3), torch.tensor(size, dtype=torch.float64)
+    # Which sample of which bin it is, in bins from the box's start.
+    place = (drawn(0, bins).floor() + (drawn(0, ratio).floor() + 0.5) / ratio) / bins
+    hi = lo + (edge + 0.5 - scale * lo) / (scale * place)
+    landed = (scale * lo - 0.5) + (scale * (hi - lo)) * place
+    assert ((landed - edge).abs() < 1e-13).all() and 0.1 < (landed > edge).double().mean() < 0.9
+    boxes = on(backend.device, torch.cat([torch.zeros(count, 1, dtype=torch.float64), lo, hi], 1))
+    volume = on(backend.device, torch.ones(1, 1, *size, dtype=torch.float64))
+    options = {"output_size": bins, "spatial_scale": scale, "sampling_ratio": ratio}
+    found = pgl_ops.roi_align3d(volume, boxes, **options)
+    # On the CPU, whose operations are those of the formula.
+    expected = pgl_ops.reference.roi_align3d(volume.cpu(), boxes.cpu(), **options)
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-12)
