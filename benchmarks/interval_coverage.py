@@ -81,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
             share = held(options.seed, options.repetitions, seeds, CASES, spread) / options.repetitions
             error = math.sqrt(share * (1 - share) / options.repetitions)
             rows.append({"seeds": seeds, "spread": asdict(spread), "held": share, "standard_error": error})
-            print(f"{name}, {seeds} seeds: {100 * share:.1f} ± {100 * error:.1f} of 100", flush=True)
+            many = f"{seeds} seed{'s' if seeds > 1 else ''}"
+            print(f"{name}, {many}: {100 * share:.1f} ± {100 * error:.1f} of 100", flush=True)
     record = {
         "machine": about,
         "pgl_ops_version": pgl.__version__,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,3 +50,13 @@ def test_the_record_has_a_row_for_each_kind_of_table(tmp_path, monkeypatch, caps
     assert "6 seeds" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--repetitions", "0"])
+
+
+def test_the_figures_on_the_page_are_those_of_the_record():
+    root = Path(__file__).resolve().parents[2]
+    record = json.loads((root / "benchmarks/results/interval-coverage.json").read_text("utf-8"))
+    page = (root / "docs/comparing.md").read_text("utf-8")
+    shown = re.findall(r"^  \|.* that over cases \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.M)
+    assert [row["seeds"] for row in record["tables"]] == [6, 3, 1] * 3
+    figures = [float(figure) for row in shown for figure in row]
+    assert figures == pytest.approx([100 * row["held"] for row in record["tables"]], abs=0.051)
