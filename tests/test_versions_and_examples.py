@@ -66,6 +66,50 @@ def test_the_sources_are_of_the_oldest_python_that_is_declared() -> None:
             ast.parse(path.read_text("utf-8"), str(path), feature_version=(3, minor))
 
 
+# Distributions whose modules have other names.
+MODULES = {
+    "dynamic-network-architectures": "dynamic_network_architectures",
+    "lightning-fabric": "lightning_fabric",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+}
+
+
+def requirements(text: str, name: str) -> set[str]:
+    """The top modules of the distributions in the list of this name in pyproject.toml."""
+    [listed] = re.findall(rf"^{name} = \[(.*?)\]$", text, re.M | re.S)
+    names = re.findall(r'"([\w-]+)', listed)
+    return {MODULES.get(name, name) for name in names}
+
+
+def imported(source: str) -> set[str]:
+    """The top modules that a source names in its imports, wherever they stand."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+            if node.module == "torch.utils.tensorboard":  # torch does not bring what lies behind it
+                found.add("tensorboard")
+    return found
+
+
+def foreign(package: str) -> set[str]:
+    """What a package imports that is neither Python's nor ours."""
+    sources = (path.read_text("utf-8") for path in (ROOT / package).rglob("*.py"))
+    named = set().union(*map(imported, sources))
+    return named - set(sys.stdlib_module_names) - {"pgl", "pgl_ops"}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    base, train = requirements(text, "dependencies"), requirements(text, "train")
+    assert {"torch", "numpy"} == base and "yaml" in train
+    assert foreign("pgl_ops") - base == set()
+    assert foreign("pgl") - base == train
+
+
 def modules() -> list[str]:
     found = [
         module.name
