@@ -31,7 +31,7 @@ install: $(VENV)/.installed
 	@$(BIN)/python -c "import pgl_ops; b = pgl_ops.build_info(); print('pgl_ops', b['version'], '| CUDA kernels:', b['cuda'] or 'none (no nvcc found at build time)')"
 
 demo: install
-	$(BIN)/python -m pgl.demo --output $(DEMO)
+	$(BIN)/python examples/demo.py --output $(DEMO)
 
 # The CUDA sources compiled for the host, before any test waits for them.
 host-cuda: install

@@ -8,14 +8,14 @@ import sys
 import time
 from pathlib import Path
 
-from pgl.cli import commands as cli
+from pgl.cli import main as run_pgl
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make, prepare, pretrain, draw and export; says at the end where everything lies."""
-    parser = argparse.ArgumentParser(prog="python -m pgl.demo", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python examples/demo.py", description=main.__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything it makes")
     parser.add_argument("--cases", type=int, default=10, help="synthetic CTs to make")
     parser.add_argument("--config", type=Path, default=CONFIG, help="settings of the pretraining")
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     for words in steps:
         print(f"\n$ pgl {' '.join(words)}", flush=True)
         began = time.monotonic()
-        code = cli.main(words)
+        code = run_pgl(words)
         if code != 0:
             print(f"demo: `pgl {words[0]}` failed with exit code {code}", file=sys.stderr)
             return code
