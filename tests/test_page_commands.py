@@ -172,6 +172,8 @@ def parse(words: tuple[str, ...], brief: bool, monkeypatch: pytest.MonkeyPatch) 
         parse_pgl(launched.training_script_args, brief)
     elif program == "python":
         parse_python(rest, brief, monkeypatch)
+    elif program == "pip":
+        assert rest[0] == "install" and (ROOT / rest[rest.index("-c") + 1]).is_file()
     else:
         known = program in ("source", "cmake") or program.startswith("nnUNetv2_")
         assert known, f"what is {program}?"
@@ -248,6 +250,7 @@ def parse_argparse(main: Callable[..., Any], words: list[str], monkeypatch: pyte
         "python -m benchmarks.sweep --fast",
         "python examples/monai_finetune.py --nothing",
         "pgll status run",
+        "pip install -c missing.txt torch",
     ],
 )
 def test_a_wrong_command_would_be_seen(line, folder, monkeypatch, capsys) -> None:
