@@ -49,12 +49,12 @@ def check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype]) -> Ten
     """Raises TypeError unless ``value`` is a dense tensor of one of ``dtypes``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {describe(value)}")
-    if value.dtype not in dtypes:
-        allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"{name} must have one of the dtypes {allowed}, got {describe(value)}")
     if value.layout != torch.strided or value.is_nested:
         kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
         raise TypeError(f"{name} must be a dense (strided) tensor, got {kind}")
+    if value.dtype not in dtypes:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{name} must have one of the dtypes {allowed}, got {describe(value)}")
     return value
 
 

@@ -57,7 +57,7 @@ def register_autograd(name: str, backward: Callable, setup_context: Callable) ->
             try:
                 return function.apply(*args, keys)
             except RuntimeError as error:
-                if "functorch" not in str(error):
+                if "with functorch transforms" not in str(error):
                     raise
                 raise NotImplementedError(
                     f"{name} cannot be differentiated by the transforms of torch.func; torch.autograd can, "

@@ -125,8 +125,9 @@ def differentiate_gradients(
     dtype, and_beyond = grad.dtype, torch.is_grad_enabled()
 
     def tracked(x: Tensor) -> Tensor:
+        # A node of its own: what the three depend on, perhaps each other, is the caller's to walk through.
         x = x.to(dtype)
-        return x if x.requires_grad else x.detach().requires_grad_()
+        return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
 
     with torch.enable_grad():
         grad, p, z = (tracked(x) for x in (grad, prediction, target))

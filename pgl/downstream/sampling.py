@@ -57,6 +57,39 @@ class Patches:
         )
 
 
+class Locations:
+    """Voxels of each class in each case, in two tensors that reading processes share instead of copying.
+
+    Args:
+        cache: labelled cases.
+        cases: indices of those to look at.
+    """
+
+    def __init__(self, cache: LabelledCache, cases: Sequence[int]) -> None:
+        self._row = {case: row for row, case in enumerate(cases)}
+        outputs = cache.task.outputs
+        bounds, voxels, end = torch.zeros(len(cases), outputs + 1, dtype=torch.int64), [], 0
+        for case, row in self._row.items():
+            found = cache.locations(case)
+            for number in range(outputs):
+                bounds[row, number] = end
+                if number in found:
+                    voxels.append(found[number])
+                    end += len(found[number])
+            bounds[row, outputs] = end
+        self._bounds = bounds  # where each class begins, and the last one ends
+        self._voxels = torch.from_numpy(np.concatenate(voxels or [np.zeros((0, 3), np.int32)]))
+
+    def classes(self, case: int) -> np.ndarray:
+        """The classes that a case has, ascending."""
+        return np.flatnonzero(np.diff(self._bounds[self._row[case]].numpy()))
+
+    def draw(self, rng: np.random.Generator, case: int, number: int) -> np.ndarray:
+        """int64 [3], one voxel (D, H, W) of a class that the case has."""
+        first, last = self._bounds[self._row[case], number : number + 2].tolist()
+        return self._voxels[first + int(rng.integers(last - first))].numpy().astype(np.int64)
+
+
 class PatchDataset(Dataset[tuple]):
     """Samples by index.
 
@@ -78,7 +111,7 @@ class PatchDataset(Dataset[tuple]):
     ) -> None:
         self.cache, self.cases, self.settings = cache, list(cases), settings
         self.augmentation, self.seed = augmentation, seed
-        self.locations = {case: cache.locations(case) for case in self.cases}
+        self.locations = Locations(cache, self.cases)
         self.block: Triple = tuple(  # type: ignore[assignment]
             math.ceil(size * settings.crop_scale[1]) for size in settings.patch_size
         )
@@ -106,10 +139,9 @@ class PatchDataset(Dataset[tuple]):
         )  # fmt: skip
 
     def _centre(self, rng: np.random.Generator, case: int, shape: np.ndarray) -> np.ndarray:
-        locations = self.locations[case]
-        if locations and rng.random() < self.settings.foreground:
-            voxels = locations[list(locations)[rng.integers(len(locations))]]
-            return voxels[rng.integers(len(voxels))].astype(np.int64)
+        classes = self.locations.classes(case)
+        if len(classes) and rng.random() < self.settings.foreground:
+            return self.locations.draw(rng, case, int(classes[rng.integers(len(classes))]))
         return rng.integers(0, shape)
 
 

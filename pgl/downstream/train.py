@@ -287,8 +287,7 @@ class _Run:
             f"{len(split.training)} training, {len(split.test)} test and {len(split.unused)} unused cases of "
             f"{config.data}; classes {', '.join(self.cache.task.names)}; {self.fabric.device.type}"
         )
-        precision = precision_of(config.train.precision, config.train.accelerator)
-        for note in (too_many_readers(config.train.workers), slow_precision(precision, self.fabric.device)):
+        for note in (too_many_readers(config.train.workers), slow_precision(chosen, self.fabric.device)):
             if note:
                 say(note)
         say_loaded(self.record.say, self.folder, config, export, loaded, self.cache.images.spacing_mm)

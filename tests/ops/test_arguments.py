@@ -497,6 +497,7 @@ def test_numbers_of_other_libraries_are_numbers():
 @IMPLEMENTATIONS
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_a_nested_tensor_is_refused_as_one(ops):
-    nested = torch.nested.nested_tensor([torch.zeros(2, 3, 4, 5)] * 2)
-    with pytest.raises(TypeError, match=r"input must be a dense .* got a nested tensor"):
-        ops.roi_align3d(**{**roi_align3d_arguments(), "input": nested})
+    for dtype in (torch.float32, torch.int32):
+        nested = torch.nested.nested_tensor([torch.zeros(2, 3, 4, 5, dtype=dtype)] * 2)
+        with pytest.raises(TypeError, match=r"input must be a dense .* got a nested tensor"):
+            ops.roi_align3d(**{**roi_align3d_arguments(), "input": nested})

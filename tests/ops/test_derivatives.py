@@ -27,23 +27,44 @@ def loss_of(ops, name, prediction, features, boxes):
     return ops.voxel_cosine_loss(prediction, ops.roi_align3d(features, boxes, SIZE))
 
 
-def third_derivatives(ops, name, prediction, features, boxes):
-    """Of a sum of the loss and something that has third derivatives of its own."""
+def of_itself(ops, name, prediction, features, boxes):
+    return loss_of(ops, name, prediction, features, boxes)
+
+
+def squared(ops, name, prediction, features, boxes):
+    return loss_of(ops, name, prediction, features, boxes) ** 2
+
+
+def times_its_prediction(ops, name, prediction, features, boxes):
+    return loss_of(ops, name, prediction, features, boxes) * prediction.pow(2).sum()
+
+
+def of_features_that_follow_the_prediction(ops, name, prediction, features, boxes):
+    return loss_of(ops, name, prediction, features * prediction.sum() + prediction.mean(), boxes)
+
+
+def derivative(function, order, create_graph, ops, name, prediction, features, boxes):
+    """The gradient of a function with terms of its own, for order 2 of the squares of that gradient, …"""
     tensors = [x.clone().requires_grad_() for x in (prediction, features)]
-    value = loss_of(ops, name, *tensors, boxes) + sum((x**3).sum() for x in tensors)
-    for _ in range(2):
+    value = function(ops, name, *tensors, boxes) + sum((x**3).sum() for x in tensors)
+    for _ in range(order - 1):
         gradients = torch.autograd.grad(value, tensors, create_graph=True)
         value = sum((g**2).sum() for g in gradients)
-    return torch.autograd.grad(value, tensors)
+    return torch.autograd.grad(value, tensors, create_graph=create_graph)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize(
+    "function", [of_itself, squared, times_its_prediction, of_features_that_follow_the_prediction]
+)
 @pytest.mark.parametrize("name", LOSSES)
-def test_third_derivatives_equal_those_of_the_reference(backend, name):
+def test_higher_derivatives_equal_those_of_the_reference(backend, name, function, order, create_graph):
     arguments = problem(backend)
-    found = third_derivatives(pgl_ops, name, *arguments)
-    expected = third_derivatives(pgl_ops.reference, name, *arguments)
+    found = derivative(function, order, create_graph, pgl_ops, name, *arguments)
+    expected = derivative(function, order, create_graph, pgl_ops.reference, name, *arguments)
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +18,8 @@ from pgl.training import contexts, readers
 
 from .labelled_data import labelled_cache, small_finetune
 from .training_data import small_config
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_no_more_readers_than_cores_are_of_use(monkeypatch):
@@ -58,3 +64,28 @@ def test_torch_still_warns_of_too_many_in_the_words_that_are_left_out():
             loader = sampling.DataLoader([0], num_workers=many)
         loader.num_workers = 0
         assert list(loader) == [0] and not seen
+
+
+def test_a_script_without_a_guard_fine_tunes_with_readers_of_its_own(tmp_path):
+    """Readers do not run the script again: each would train, and the first would wait for it for ever."""
+    data = labelled_cache(tmp_path / "cache", cases=4)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from dataclasses import replace\n"
+        "from pathlib import Path\n"
+        "from pgl.downstream.train import finetune\n"
+        "from tests.pgl.labelled_data import small_finetune\n"
+        f"config = small_finetune(Path({str(data)!r}), Path({str(tmp_path / 'run')!r}), steps=2)\n"
+        "finetune(replace(config, train=replace(config.train, workers=1)))\n"
+        "print('trained as', __name__, Path(__file__).name)\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained as __main__ script.py") == 1
