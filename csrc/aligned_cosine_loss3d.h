@@ -1,8 +1,8 @@
 // The fused op: voxel_cosine_loss(prediction, roi_align3d(features, …)) without the aligned target in memory.
 #pragma once
 
-#include "voxel_cosine_loss.h"
 #include "roi_align3d.h"
+#include "voxel_cosine_loss.h"
 
 namespace pgl_ops {
 

@@ -4,8 +4,8 @@
 #include <memory>
 #include <vector>
 
-#include "voxel_cosine_loss.h"
 #include "cpu_taps.h"
+#include "voxel_cosine_loss.h"
 
 namespace pgl_ops {
 

@@ -9,8 +9,8 @@
 // block, and last the blocks' partial sums by one block.
 #pragma once
 
-#include "voxel_cosine_loss.h"
 #include "cuda_volume.cuh"
+#include "voxel_cosine_loss.h"
 
 namespace pgl_ops {
 
