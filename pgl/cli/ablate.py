@@ -78,6 +78,8 @@ def ablate(arguments: Namespace) -> int:
         say(f"pgl ablate: {stopped}", file=sys.stderr)
         return stopped.exit_code
     table = Table(*HEADINGS, title="Matching accuracy, true geometry")
+    for column in table.columns:
+        column.overflow = "fold"  # a narrow terminal must not cut numbers
     for row in table_rows(means_of(rows)):
         table.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(table)

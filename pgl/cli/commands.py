@@ -117,7 +117,7 @@ def _run(words: list[str]) -> int:
         arguments = instantiated(parser, parser.parse_args(words))
         command.check(arguments)
     except ArgumentError as error:
-        raise UsageError(usage_message(str(error), _POSITIONALS, value_of("--config", words))) from error
+        raise UsageError(usage_message(str(error), _POSITIONALS, words)) from error
     except ValueError as error:  # of a settings class, or of the check
         raise UsageError(explain(error)) from error
     except SystemExit as done:  # --help and --print_config

@@ -164,6 +164,8 @@ def compare(arguments: Namespace) -> int:
         say(f"pgl compare: {stopped}", file=sys.stderr)
         return stopped.exit_code
     table = Table(*HEADINGS, title="Dice, points", title_justify="left")
+    for column in table.columns:
+        column.overflow = "fold"  # a narrow terminal must not cut numbers
     for row in table_rows(result["table"]):
         table.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(table)

@@ -78,16 +78,21 @@ def listed(value: Any, kind: Callable[[Any], Item], name: str, example: str) -> 
         raise ValueError(f"--{name} must be such as {example}, got {value}") from None
 
 
-def usage_message(text: str, positionals: Sequence[str], config: str | None = None) -> str:
+def usage_message(text: str, positionals: Sequence[str], words: Sequence[str] = ()) -> str:
     """The parser's error in the user's words: options instead of keys, types by their names.
 
     Args:
         text: the error.
         positionals: keys that are no options.
-        config: the config file, which the parser does not name when it cannot read it.
+        words: the command line; the parser does not name the files of settings in it.
     """
+    config = value_of("--config", words)
     text = " ".join(text.split()).replace("Problems parsing config", f"cannot read {config}")
     text = re.sub(r'Parser key "([^"]+)":', r"--\1:", text)
+    if unknown := re.match(r"Group '(\w+)' does not accept option", text):
+        # It stands in a file: on the command line itself it would be an unknown argument.
+        files = [file for file in (value_of(f"--{unknown[1]}", words), config) if file is not None]
+        text += f" (in {' or '.join(files)})" if files else ""
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "")
     method = re.match(r"--([\w.]*method): Unable to load config '([^']*)'", text)
     if method:

@@ -51,7 +51,7 @@ from pgl.processes.child_runs import (
     run_pgl,
     write_child_settings,
 )
-from pgl.runs.folder import CONFIG, cases_of
+from pgl.runs.folder import CONFIG, SPLIT, cases_of
 from pgl.settings import refuse_other_settings, to_plain
 
 # Where a run lies, whether it goes on, and what only moves its work elsewhere.
@@ -311,7 +311,7 @@ def run_finetuning(run: FinetuneConfig, log: Path | None = None) -> int:
     """Run or go on with a fine-tuning; its exit code."""
     folder = Path(run.output)
     words = ["finetune", "--config", str(write_child_settings(folder, to_plain(run)))]
-    if (folder / CONFIG).is_file() and (folder / "split.json").is_file():
+    if (folder / CONFIG).is_file() and (folder / SPLIT).is_file():
         words.append("--resume")
     elif folder.is_dir():
         # Killed before it had written who trains: there is nothing to go on from.

@@ -13,7 +13,7 @@ from pgl.downstream.splits import Split
 from pgl.files.atomic import atomic_path
 from pgl.files.lock import is_empty_but_for_locks
 from pgl.files.safe_load import check_header, safe_load
-from pgl.runs.folder import CONFIG
+from pgl.runs.folder import CONFIG, SPLIT
 from pgl.settings import by_name, differing, since_then, to_plain
 
 FORMAT, FORMAT_VERSION = "pgl-finetune-state", 1
@@ -41,9 +41,9 @@ def prepare_folder(folder: Path, config: FinetuneConfig) -> None:
         )
     if config.resume and not occupied:
         raise FileNotFoundError(f"no run at {folder} to resume; leave --resume out")
-    if config.resume and not ((folder / CONFIG).is_file() and (folder / "split.json").is_file()):
+    if config.resume and not ((folder / CONFIG).is_file() and (folder / SPLIT).is_file()):
         raise FileExistsError(
-            f"{folder} is no run of `pgl finetune` (it lacks {CONFIG} or split.json): give the run's folder"
+            f"{folder} is no run of `pgl finetune` (it lacks {CONFIG} or {SPLIT}): give the run's folder"
         )
 
 

@@ -55,6 +55,7 @@ from pgl.export import read_export
 from pgl.files.atomic import write_json
 from pgl.files.lock import only_writer, reading
 from pgl.networks import seeded_module
+from pgl.runs.folder import SPLIT
 from pgl.settings import to_plain
 from pgl.training.devices import precision_of, slow_precision
 from pgl.training.kept_memory import keep_freed_memory
@@ -241,7 +242,8 @@ class _Run:
     def _test(self) -> list[Score]:
         self.network.eval()
         scores: list[Score] = []
-        for subject in self.split.test:
+        for place, subject in enumerate(self.split.test, start=1):
+            self.record.say(f"testing {subject} ({place} of {len(self.split.test)})")
             index = self.cache.subjects.index(subject)
             with self.fabric.autocast():
                 volume = probabilities(
@@ -278,7 +280,7 @@ class _Run:
     def _write_head(self, export: dict[str, Any] | None, loaded: Loaded | None) -> None:
         config, say, split = self.config, self.record.say, self.split
         write_settings(self.folder, to_plain(config))
-        write_json(self.folder / "split.json", vars(split))
+        write_json(self.folder / SPLIT, vars(split))
         chosen = precision_of(config.train.precision, config.train.accelerator)
         write_environment(self.folder, self.fabric.device, self.fabric.world_size, chosen)
         if self.step:

@@ -202,7 +202,8 @@ def read_export(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}: expected one that `pgl export --format encoder` wrote")
+        what = f"{path} is a folder" if path.is_dir() else f"no file at {path}"
+        raise FileNotFoundError(f"{what}: expected a file that `pgl export --format encoder` wrote")
     content = safe_load(path, "an exported encoder", "export it anew with `pgl export --format encoder`")
     check_header(path, content, FORMAT, FORMAT_VERSION, "exported encoder", "pgl export --format encoder")
     check_content(path, content)

@@ -22,6 +22,7 @@ from pgl.pictures.examples import (
 from pgl.pictures.features import FeaturePicture, SlicePicture, draw_features
 from pgl.pictures.views import PairPicture, draw_views, outline
 from pgl.runs.facts import read_metrics
+from pgl.runs.folder import refuse_fine_tuning
 from pgl.training.checkpoint import INITIAL, LAST, checkpoint_path, load_checkpoint
 from pgl.training.metrics import chance
 from pgl.views import Triple
@@ -49,13 +50,14 @@ def show(
     Raises:
         FileNotFoundError: the run, its checkpoints or its cache do not exist. The curves need no cache and
             are drawn before it is looked for.
-        ValueError: ``pairs`` is below 1, or a file of the run is damaged.
+        ValueError: ``pairs`` is below 1, the run is a fine-tuning, or a file of it is damaged.
     """
     run = Path(run)
     if pairs < 1:
         raise ValueError(f"pairs must be at least 1, got {pairs}")
     if not run.is_dir():
         raise FileNotFoundError(f"no run at {run}: give the folder that `pgl pretrain --output` made")
+    refuse_fine_tuning(run)
     folder = Path(output) if output is not None else run / PICTURES
     metrics = read_metrics(run / "metrics.jsonl")
     untrained = load_checkpoint(checkpoint_path(run, INITIAL))

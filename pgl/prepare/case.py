@@ -133,7 +133,7 @@ def _read(job: Job) -> tuple[np.ndarray, tuple[float, float, float], dict[str, A
 
 def stays(readers: str) -> str:
     """Why something is left in the cache as it is."""
-    return f"left as it is in the cache, though it changed: {readers} is reading it; prepare again after that"
+    return f"left as it is in the cache, though it changed: read by {readers}; prepare again after that"
 
 
 def content_of(job: Job) -> str:

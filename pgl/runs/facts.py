@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pgl.config import PretrainConfig
-from pgl.runs.folder import CONFIG, ENVIRONMENT, LOG, METRICS
+from pgl.runs.folder import CONFIG, ENVIRONMENT, LOG, METRICS, refuse_fine_tuning
 from pgl.settings import read_settings
 
 _WARNING = "WARNING"
@@ -139,6 +139,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunFacts:
         raise FileNotFoundError(f"no run at {folder}: give the folder that `pgl pretrain --output` made")
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"no {folder / CONFIG}: {folder} is no run of `pgl pretrain`")
+    refuse_fine_tuning(folder)
     settings = read_settings(folder / CONFIG, PretrainConfig)
     metrics = read_metrics(folder / METRICS)
     log = folder / LOG

@@ -10,6 +10,7 @@ from pgl.files.lock import is_empty_but_for_locks
 METRICS, LOG, ENVIRONMENT, CONFIG, TENSORBOARD = (
     "metrics.jsonl", "log.txt", "environment.json", "config.yaml", "tensorboard",
 )  # fmt: skip
+SPLIT = "split.json"  # of fine-tunings alone
 
 
 def refuse_what_is_no_run(folder: Path) -> None:
@@ -27,6 +28,15 @@ def refuse_what_is_no_run(folder: Path) -> None:
             "it as it is: give the run's folder, or another --output without --resume"
         )
     cases_of(folder)
+
+
+def refuse_fine_tuning(folder: Path) -> None:
+    """Raise ValueError for the folder of a fine-tuning where that of a pretraining is wanted."""
+    if (folder / SPLIT).is_file():
+        raise ValueError(
+            f"{folder} is a run of `pgl finetune`: give one of `pgl pretrain` (how a fine-tuning does is in "
+            f"its {LOG} and {METRICS}, its scores are in results.csv)"
+        )
 
 
 def cases_of(folder: Path) -> dict[str, list[str]]:

@@ -407,3 +407,21 @@ def _environment() -> dict[str, str]:
         name: value for name, value in os.environ.items() if name not in ("PGL_DEBUG", "PYTHONUNBUFFERED")
     }
     return {**environment, "PYTHONPATH": root}
+
+
+def test_a_wrong_setting_in_a_file_is_told_with_the_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "typo.yaml").write_text("views: {patchsize: [1, 2, 3]}\n", encoding="utf-8")
+    (tmp_path / "other.yaml").write_text("seeds: [0]\n", encoding="utf-8")
+    places = ["--data", "x", "--output", "y"]
+    for words, told in (
+        (["pretrain", *places, "--config", "typo.yaml"], "(in typo.yaml)"),
+        (["compare", *places, "--pretrain", "typo.yaml"], "(in typo.yaml)"),
+        (
+            ["compare", *places, "--config", "other.yaml", "--pretrain", "typo.yaml"],
+            "(in typo.yaml or other.yaml)",
+        ),
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "does not accept option" in said and "patchsize" in said and told in said

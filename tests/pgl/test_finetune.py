@@ -267,3 +267,11 @@ def test_an_output_that_holds_something_is_left_alone(data, tmp_path):
         with pytest.raises(FileExistsError):
             finetune(small_finetune(data, tmp_path / "run", resume=resume))
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("command", ["status", "report", "show"])
+def test_commands_for_pretrainings_say_that_a_folder_is_of_a_fine_tuning(tmp_path, capsys, command):
+    (tmp_path / "config.yaml").write_text("weights: random\n", encoding="utf-8")
+    (tmp_path / "split.json").write_text("{}", encoding="utf-8")
+    assert main([command, str(tmp_path)]) == 1
+    assert "is a run of `pgl finetune`: give one of `pgl pretrain`" in capsys.readouterr().err
