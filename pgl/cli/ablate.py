@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgl.cli.pretrain import add_config
-from pgl.cli.text import listed
-from pgl.printing import printable, say
+from pgl.cli.text import listed, print_table
+from pgl.printing import say
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -63,9 +63,7 @@ def ablate(arguments: Namespace) -> int:
     """Run the ablation; the exit code of a run that did not come to its end is ours, too."""
     import sys
 
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from pgl.ablation.runs import AblationStopped
     from pgl.ablation.runs import ablate as run_all
@@ -78,11 +76,7 @@ def ablate(arguments: Namespace) -> int:
         say(f"pgl ablate: {stopped}", file=sys.stderr)
         return stopped.exit_code
     table = Table(*HEADINGS, title="Matching accuracy, true geometry")
-    for column in table.columns:
-        column.overflow = "fold"  # a narrow terminal must not cut numbers
-    for row in table_rows(means_of(rows)):
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    Console().print(table)
+    print_table(table, table_rows(means_of(rows)))
     folder = Path(config.output)
     say(f"{folder / TABLE}.csv, .json, .md and {folder / 'report.html'}")
     return 0

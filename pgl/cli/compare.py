@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgl.cli.text import listed
-from pgl.printing import printable, say
+from pgl.cli.text import listed, print_table
+from pgl.printing import say
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -147,9 +147,7 @@ def compare(arguments: Namespace) -> int:
     """Run the comparison; the exit code of a run that did not come to its end is ours, too."""
     import sys
 
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from pgl.comparison.classes import CLASSES
     from pgl.comparison.page import REPORT, TABLE
@@ -164,11 +162,7 @@ def compare(arguments: Namespace) -> int:
         say(f"pgl compare: {stopped}", file=sys.stderr)
         return stopped.exit_code
     table = Table(*HEADINGS, title="Dice, points", title_justify="left")
-    for column in table.columns:
-        column.overflow = "fold"  # a narrow terminal must not cut numbers
-    for row in table_rows(result["table"]):
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    Console().print(table)
+    print_table(table, table_rows(result["table"]))
     folder = comparison.folder
     say(f"{folder / TABLE}.csv, .json, .md, .png, {folder / CLASSES} and {folder / REPORT}")
     return 0

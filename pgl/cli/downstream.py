@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pgl.cli.pretrain import add_config
+from pgl.cli.pretrain import add_config, config_of
 from pgl.printing import printable, say
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
-
-    from pgl.downstream.config import FinetuneConfig
 
 
 def finetune_arguments(parser: ArgumentParser) -> None:
@@ -23,25 +21,18 @@ def finetune_arguments(parser: ArgumentParser) -> None:
 
 def check_finetune(arguments: Namespace) -> None:
     """Raise ValueError, which names the setting, for what cannot work."""
-    from pgl.downstream.config import check
+    from pgl.downstream.config import FinetuneConfig, check
 
-    check(_config(arguments))
+    check(config_of(FinetuneConfig, arguments))
 
 
 def finetune(arguments: Namespace) -> int:
     """Train a segmentation network and test it."""
+    from pgl.downstream.config import FinetuneConfig
     from pgl.downstream.train import finetune
 
-    finetune(_config(arguments))
+    finetune(config_of(FinetuneConfig, arguments))
     return 0
-
-
-def _config(arguments: Namespace) -> FinetuneConfig:
-    from pgl.downstream.config import FinetuneConfig
-
-    settings = vars(arguments).copy()
-    del settings["config"]
-    return FinetuneConfig(**settings)
 
 
 def predict_arguments(parser: ArgumentParser) -> None:

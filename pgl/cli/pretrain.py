@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pgl.printing import say
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from pgl.config import PretrainConfig
+Config = TypeVar("Config")
 
 
 def pretrain_arguments(parser: ArgumentParser) -> None:
@@ -30,30 +30,29 @@ def add_config(parser: ArgumentParser) -> None:
     )
 
 
+def config_of(kind: type[Config], arguments: Namespace) -> Config:
+    """The settings of that kind that the arguments hold besides ``--config``."""
+    return kind(**{name: value for name, value in vars(arguments).items() if name != "config"})
+
+
 def check_pretrain(arguments: Namespace) -> None:
     """Raise ValueError, which names the setting, for what cannot work."""
+    from pgl.config import PretrainConfig
     from pgl.config_check import check
 
-    check(_config(arguments))
+    check(config_of(PretrainConfig, arguments))
 
 
 def pretrain(arguments: Namespace) -> int:
     """Run the pretraining and say where its report is."""
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
+    from pgl.config import PretrainConfig
     from pgl.pretrain import pretrain
     from pgl.report import report_line
 
-    config = _config(arguments)
+    config = config_of(PretrainConfig, arguments)
     pretrain(config)
     if getattr(rank_zero_only, "rank", 0) == 0:
         say(report_line(config.output))
     return 0
-
-
-def _config(arguments: Namespace) -> PretrainConfig:
-    from pgl.config import PretrainConfig
-
-    settings = vars(arguments).copy()
-    del settings["config"]
-    return PretrainConfig(**settings)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pgl.printing import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # Import names of the extra `train`.
 EXTRAS = {
@@ -76,6 +81,18 @@ def listed(value: Any, kind: Callable[[Any], Item], name: str, example: str) -> 
         return [kind(part) for part in (parts if isinstance(parts, list) else [parts])]
     except (TypeError, ValueError):
         raise ValueError(f"--{name} must be such as {example}, got {value}") from None
+
+
+def print_table(table: Table, rows: Iterable[Sequence[str]]) -> None:
+    """Fill a table and print it; on a narrow terminal cells are folded, so that no number is cut."""
+    from rich.console import Console
+    from rich.text import Text
+
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console().print(table)
 
 
 def usage_message(text: str, positionals: Sequence[str], words: Sequence[str] = ()) -> str:
