@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from collections import defaultdict
+from types import SimpleNamespace
 
 #: The ops' namespace. The tests register the CUDA sources compiled for the host under another one and
 #: point this at it, so that the same Python code runs on them.
@@ -18,9 +19,15 @@ except ImportError as error:
     ) from error
 
 
-def ops() -> torch._ops._OpNamespace:
-    """The namespace of :mod:`torch.ops` that holds the kernels in use."""
-    return getattr(torch.ops, NAMESPACE)
+_ops: defaultdict[str, SimpleNamespace] = defaultdict(SimpleNamespace)
+
+
+def ops(namespace: str | None = None) -> SimpleNamespace:
+    """What calls each op of a namespace, by default of the kernels in use, the shortest way.
+
+    As in :mod:`torch.ops`, but all arguments by position. Each op's file adds its own.
+    """
+    return _ops[namespace or NAMESPACE]
 
 
 def build_info() -> dict:

@@ -133,7 +133,7 @@ def _setup_context_backward(ctx, inputs, output):
 
 def register(namespace: str) -> None:
     """Registers fake tensors and autograd for the kernels in ``torch.ops.<namespace>``."""
-    ops = getattr(torch.ops, namespace)
+    ops = _library.ops(namespace)
 
     def backward(ctx, grad, *_):
         prediction, features, boxes, flips, weight, saved, divisor = ctx.saved_tensors
@@ -176,8 +176,9 @@ def register(namespace: str) -> None:
     backward_name = f"{name}_backward"
     torch.library.register_fake(name, _fake)
     torch.library.register_fake(backward_name, _fake_backward)
-    register_autograd(name, backward, _setup_context)
-    register_autograd(backward_name, double_backward, _setup_context_backward)
+    ops.aligned_cosine_loss3d = register_autograd(name, backward, _setup_context)
+    backward_call = register_autograd(backward_name, double_backward, _setup_context_backward)
+    ops.aligned_cosine_loss3d_backward = backward_call
 
 
 register("pgl_ops")

@@ -155,7 +155,7 @@ def register(namespace: str) -> None:
     Nothing to register for autocast: the kernels take every dtype, and boxes are widened by the public
     function.
     """
-    ops = getattr(torch.ops, namespace)
+    ops = _library.ops(namespace)
 
     def backward(ctx, grad):
         boxes, flips = ctx.saved_tensors
@@ -175,8 +175,8 @@ def register(namespace: str) -> None:
     name, backward_name = f"{namespace}::roi_align3d", f"{namespace}::roi_align3d_backward"
     torch.library.register_fake(name, _fake)
     torch.library.register_fake(backward_name, _fake_backward)
-    register_autograd(name, backward, _setup_context)
-    register_autograd(backward_name, double_backward, _setup_context_backward)
+    ops.roi_align3d = register_autograd(name, backward, _setup_context)
+    ops.roi_align3d_backward = register_autograd(backward_name, double_backward, _setup_context_backward)
 
 
 register("pgl_ops")

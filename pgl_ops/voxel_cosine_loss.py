@@ -154,7 +154,7 @@ def differentiate_gradients(
 
 def register(namespace: str) -> None:
     """Registers fake tensors and autograd for the kernels in ``torch.ops.<namespace>``."""
-    ops = getattr(torch.ops, namespace)
+    ops = _library.ops(namespace)
 
     def backward(ctx, grad, *_):
         prediction, target, weight, saved, divisor = ctx.saved_tensors
@@ -182,8 +182,9 @@ def register(namespace: str) -> None:
     name, backward_name = f"{namespace}::voxel_cosine_loss", f"{namespace}::voxel_cosine_loss_backward"
     torch.library.register_fake(name, _fake)
     torch.library.register_fake(backward_name, _fake_backward)
-    register_autograd(name, backward, _setup_context)
-    register_autograd(backward_name, double_backward, _setup_context_backward)
+    ops.voxel_cosine_loss = register_autograd(name, backward, _setup_context)
+    backward_call = register_autograd(backward_name, double_backward, _setup_context_backward)
+    ops.voxel_cosine_loss_backward = backward_call
 
 
 register("pgl_ops")

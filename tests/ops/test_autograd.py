@@ -11,7 +11,7 @@ from pgl_ops import _autograd
 from pgl_ops._autograd import register_autograd
 
 NAMESPACE = "pgl_ops_test_autograd"
-INNER = ("_AutoDispatchBelowAutograd", "_after_autograd_keyset", "_any_requires_grad")
+INNER = _autograd._INNER
 SCHEMAS = {
     "plain": "(Tensor a, Tensor? b, int power) -> (Tensor, Tensor)",
     "with a default": "(Tensor a, Tensor? b, int power=1) -> (Tensor, Tensor)",
@@ -27,7 +27,10 @@ def product(a, b, power=1):
 
 
 def registered(name: str, schema: str, missing: str | None = None):
-    """The op of a · b^power, with its gradient; ``needed`` tells for which arguments it was asked."""
+    """The op of a · b^power, with its gradient; ``needed`` tells for which arguments it was asked.
+
+    ``shortest`` is what calls it the shortest way.
+    """
     library.define(f"{name}{schema}")
     library.impl(name, product, "CPU")
     torch.library.register_fake(
@@ -50,9 +53,9 @@ def registered(name: str, schema: str, missing: str | None = None):
     with pytest.MonkeyPatch.context() as patch:
         if missing is not None:
             patch.delattr(torch._C, missing)
-        register_autograd(f"{NAMESPACE}::{name}", backward, setup_context)
+        shortest = register_autograd(f"{NAMESPACE}::{name}", backward, setup_context)
     op = getattr(getattr(torch.ops, NAMESPACE), name)
-    op.needed = needed
+    op.needed, op.shortest = needed, shortest
     return op
 
 
@@ -127,6 +130,115 @@ def test_compiled(op):
     assert got.tolist() == [4, 4, 4]
 
 
+@pytest.fixture(scope="module")
+def plain():
+    return registered("plain", SCHEMAS["plain"])
+
+
+LEAVES = pytest.mark.parametrize("requires_grad", [False, True], ids=["without_gradients", "with_gradients"])
+
+
+def leaf_and_factor(requires_grad: bool):
+    return torch.tensor([2.0, 3.0], requires_grad=requires_grad), torch.tensor([5.0, 7.0])
+
+
+def test_the_shortest_way_gives_the_same_gradients(plain):
+    a, b = torch.tensor([2.0, 3.0], requires_grad=True), torch.tensor([5.0, 7.0], requires_grad=True)
+    product, factor = plain.shortest(a, b, 2)
+    assert product.grad_fn.name() == plain(a, b, 2)[0].grad_fn.name()
+    assert not factor.requires_grad
+    (got,) = torch.autograd.grad(product.sum(), b, create_graph=True)
+    assert got.tolist() == [20, 42]
+    assert plain.needed[-1] == (True, True)
+    (again,) = torch.autograd.grad(got.sum(), a)
+    assert again.tolist() == [10, 14]
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert not plain.shortest(a, b, 2)[0].requires_grad
+
+
+@LEAVES
+def test_the_shortest_way_asks_autograd_without_the_dispatcher(plain, monkeypatch, requires_grad):
+    a, b = leaf_and_factor(requires_grad)
+
+    def redispatch(*_):
+        raise AssertionError("the kernel of the Autograd key was called")
+
+    monkeypatch.setattr(plain.default, "redispatch", redispatch)
+    with pytest.raises(AssertionError, match="Autograd key"):
+        plain(a, b, 2)
+    assert plain.shortest(a, b, 2)[0].requires_grad == requires_grad
+
+
+@LEAVES
+def test_a_mode_of_either_kind_sees_the_call(plain, requires_grad):
+    seen = []
+
+    class Functions(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    class Operations(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    for mode in (Functions, Operations):
+        seen.clear()
+        with mode():
+            product, _ = plain.shortest(*leaf_and_factor(requires_grad), 2)
+        assert f"{NAMESPACE}.plain.default" in seen
+        assert product.requires_grad == requires_grad
+
+
+@LEAVES
+def test_a_tensor_class_of_its_own_sees_the_call(plain, requires_grad):
+    class Named(torch.Tensor):
+        pass
+
+    a, b = leaf_and_factor(requires_grad)
+    product, _ = plain.shortest(a.as_subclass(Named), b, 2)
+    assert type(product) is Named
+    assert product.requires_grad == requires_grad
+
+
+@LEAVES
+def test_a_trace_holds_the_op_itself(plain, requires_grad):
+    a, b = leaf_and_factor(requires_grad)
+    with pytest.warns(DeprecationWarning, match="torch.jit.trace"):
+        traced = torch.jit.trace(lambda a, b: plain.shortest(a, b, 2)[0], (a, b))
+    assert f"{NAMESPACE}::plain" in str(traced.graph)
+    assert traced(a.detach() * 2, b).tolist() == [100, 294]
+
+
+def test_transforms_of_torch_func_are_refused_in_words(plain):
+    with pytest.raises(NotImplementedError, match=r"torch\.func"):
+        torch.func.grad(lambda a: plain.shortest(a, torch.ones(2), 2)[0].sum())(torch.ones(2))
+
+
+def test_forward_mode_is_refused(plain):
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(torch.ones(2), torch.ones(2))
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            plain.shortest(dual, torch.ones(2), 2)
+
+
+@LEAVES
+def test_compiled_the_shortest_way_is_the_op(plain, requires_grad):
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    shortest = plain.shortest
+    whole = torch.compile(lambda a, b: shortest(a, b, 2)[0], backend=backend, fullgraph=True)
+    assert whole(*leaf_and_factor(requires_grad)).tolist() == [50, 147]
+    assert "plain" in graphs[0].code
+
+
 def test_torch_s_own_registration_serves_only_where_it_must(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.library, "register_autograd", lambda name, *_, **__: asked.append(name))
@@ -141,7 +253,9 @@ def test_torch_s_own_registration_serves_only_where_it_must(monkeypatch):
     }
     for name, schema in schemas.items():
         library.define(f"asked_{name}{schema}")
-        register_autograd(f"{NAMESPACE}::asked_{name}", lambda *_: None, lambda *_: None)
+        call = register_autograd(f"{NAMESPACE}::asked_{name}", lambda *_: None, lambda *_: None)
+        torchs = getattr(getattr(torch.ops, NAMESPACE), f"asked_{name}").default
+        assert (call is torchs) == (f"{NAMESPACE}::asked_{name}" in asked)
     plain = {"ours", "numbers"}
     assert asked == [f"{NAMESPACE}::asked_{name}" for name in schemas if name not in plain]
 
