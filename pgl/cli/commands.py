@@ -38,8 +38,8 @@ _EXAMPLE = """\
   pgl pretrain --data cache --output run --config configs/smoke.yaml
   pgl report run
   pgl export run --output encoder.pt"""
-
-
+# A setting of a group is required where the group is made anew, and has a default where it is not.
+_REQUIRED_WITH_DEFAULT = re.compile(r"\(required,\s+(type:(?:(?!\(required|\n\s+--).)*?default:)", re.DOTALL)
 _TRIPLES = "Triples are in the order (D, H, W) and written 3,1,1."
 
 
@@ -272,6 +272,7 @@ def _parser(name: str, command: Command) -> ArgumentParser:
             # The help of settings is their docstring, whose markup is not for terminals.
             text = re.sub(r"\s+\(default:\s+null\)", "", super().format_help(formatter))
             text = re.sub(r"(\s+\|\s+null)?,\s+default:\s+null\)", ")", text)
+            text = _REQUIRED_WITH_DEFAULT.sub(r"(\1", text)
             text = re.sub(r"<class\s+'(\w+)'>", r"\1", text)
             return re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "")
 

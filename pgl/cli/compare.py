@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pgl.cli.pretrain import add_config
 from pgl.cli.text import listed, print_table
 from pgl.printing import say
 
@@ -24,12 +25,7 @@ def compare_arguments(parser: ArgumentParser) -> None:
     from pgl.config import PretrainConfig
     from pgl.downstream.config import FinetuneConfig
 
-    parser.add_argument(
-        "--config",
-        action="config",
-        metavar="FILE",
-        help="YAML file with all settings, see configs/compare; the command line overrides it",
-    )
+    add_config(parser, "configs/compare/")
     parser.add_argument("--data", required=True, type=str, metavar="CACHE", help="a cache with labels")
     parser.add_argument("--output", required=True, type=str, metavar="DIR", help="folder of the comparison")
     parser.add_argument(

@@ -20,13 +20,13 @@ def pretrain_arguments(parser: ArgumentParser) -> None:
     parser.add_class_arguments(PretrainConfig)
 
 
-def add_config(parser: ArgumentParser) -> None:
-    """Add ``--config``, a file that the rest of the command line overrides."""
+def add_config(parser: ArgumentParser, examples: str = "configs/") -> None:
+    """Add ``--config``, a file that the rest of the command line overrides; there are ``examples``."""
     parser.add_argument(
         "--config",
         action="config",
         metavar="FILE",
-        help="YAML file with settings, see configs/; what the command line says overrides it",
+        help=f"YAML file with settings, see {examples}; what the command line says overrides it",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,7 @@ def test_every_command_has_help(name, capsys):
     assert "--output" in out or name == "status"
     assert "``" not in out
     assert "null)" not in out
+    assert not re.search(r"required[^()]*default:", out)
 
 
 @pytest.mark.parametrize(
