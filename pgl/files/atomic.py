@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -11,6 +12,15 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL_PREFIX = ".partial-"
+
+
+def is_full_disk(error: object) -> bool:
+    """Whether an exception's ``errno`` says that there is no room, or no right, to write.
+
+    That is no property of a file that was being read, whose reader writes too, into the folder for temporary
+    files.
+    """
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextmanager

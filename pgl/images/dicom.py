@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from pgl.files.atomic import is_full_disk
 from pgl.images.checks import Limits, RejectedImage, check_geometry
 from pgl.images.dicom_lengths import check_lengths
 from pgl.images.files import check_regular_file
@@ -104,6 +105,9 @@ def read_headers(paths: Sequence[str]) -> list[dict[str, Any]]:
         For each file a dict of plain data with "path" and one of: "header", the fields of
         :class:`SliceHeader`; "ignored", why this DICOM object is no image; "not_dicom", what the reader said
         of a file that is not DICOM; "rejected", what is wrong with a file that should be.
+
+    Raises:
+        OSError: what the reader writes for itself cannot be written, for example because the disk is full.
     """
     found = []
     for path in paths:
@@ -119,6 +123,8 @@ def read_headers(paths: Sequence[str]) -> list[dict[str, Any]]:
         except RejectedImage as error:
             entry["rejected"] = str(error)
         except OSError as error:
+            if is_full_disk(error):
+                raise
             entry["rejected"] = f"unreadable: {error.strerror or error}"
         except RuntimeError as error:
             is_dicom = _file_meta(path)[128:132] == b"DICM"

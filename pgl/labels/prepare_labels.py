@@ -19,6 +19,7 @@ from rich.progress import Progress
 
 from pgl.cache.manifest import CaseRecord
 from pgl.cache.volumes import CacheWriter
+from pgl.files.atomic import is_full_disk
 from pgl.images import Grid, Limits, RejectedImage, files_of
 from pgl.labels.alignment import Geometry, misalignment
 from pgl.labels.layouts import LabelPlan, LabelTarget, plan_layouts
@@ -28,7 +29,7 @@ from pgl.labels.records import LabelRecord, finished_labels, remove_label
 from pgl.labels.resampling import resample_label
 from pgl.labels.settings import LabelSettings
 from pgl.labels.store import is_label_intact, write_label
-from pgl.prepare.case import Outcome, is_full_disk, stays
+from pgl.prepare.case import Outcome, stays
 from pgl.prepare.report import PrepareReport, ReportEntry
 from pgl.processes.workers import JobFailed, WorkerDied, run_isolated
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ import SimpleITK as sitk
 
 from pgl.cache.manifest import sha256_of
 from pgl.cache.volumes import CacheWriter
+from pgl.files.atomic import is_full_disk
 from pgl.images import (
     HU_RANGE,
     Limits,
@@ -102,12 +102,6 @@ def prepare_case(job: Job) -> Outcome:
     writer.add(job.case_id, volume, origin_mm, job.path, original, key)
     before, after = ("x".join(map(str, size)) for size in (original["size_xyz"][::-1], volume.shape))
     return Outcome("new", f"cached: {before} voxels (D, H, W) became {after}")
-
-
-def is_full_disk(error: BaseException) -> bool:
-    """Whether something could not be written: no property of the file that was being read, whose reader
-    writes too (into the folder for temporary files)."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def _read(job: Job) -> tuple[np.ndarray, tuple[float, float, float], dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.progress import Progress
 
 from pgl.cache.manifest import CaseRecord
+from pgl.files.atomic import is_full_disk
 from pgl.images import (
     Found,
     Limits,
@@ -50,6 +51,9 @@ def list_jobs(
 
     Returns:
         The jobs, ordered by path.
+
+    Raises:
+        RuntimeError: the headers cannot be read for want of room for temporary files.
     """
     images = list(found.images)
     by_path = {file.path: file for file in found.maybe_dicom}
@@ -103,6 +107,10 @@ def _read_all_headers(
             yield from answer
             progress.advance(bar, len(batch))
     for [path], answer in run_isolated(read_headers, [[path] for path in crashed], workers, timeout_s):
+        if is_full_disk(answer):
+            raise RuntimeError(
+                f"could not read the header of {path}: {answer} (temporary files have no room?)"
+            )
         if isinstance(answer, WorkerDied | JobFailed):
             answer = [{"path": path, "rejected": f"crashes the reader: {answer}"}]
         yield from answer

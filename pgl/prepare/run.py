@@ -136,7 +136,7 @@ def prepare(
         ValueError: no usable CT in the sources; labels cannot be used as they are declared; or ``output``
             holds something else, or a cache of another spacing.
         InUse: another run is writing to ``output``.
-        RuntimeError: a case could not be written (a full disk).
+        RuntimeError: a case or a temporary file could not be written (a full disk).
     """
     started = time.monotonic()
     settings = settings or PrepareSettings()

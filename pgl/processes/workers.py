@@ -35,7 +35,11 @@ class WorkerTimedOut(WorkerDied):
 
 
 class JobFailed(RuntimeError):
-    """The job's function raised an exception; the message tells which."""
+    """The job's function raised an exception; the message tells which, ``errno`` is that of an OSError."""
+
+    def __init__(self, message: str, errno: int | None) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 # That reading one volume may take: no honest file comes near it.
@@ -119,7 +123,7 @@ def run_isolated(
                         begun.add(connection)
                         continue
                     succeeded, answer = message
-                    answer = answer if succeeded else JobFailed(answer)
+                    answer = answer if succeeded else JobFailed(*answer)
                     idle.append(worker)
                 del ends[connection], busy[connection]
                 yield job, answer
@@ -198,6 +202,6 @@ def _serve(descriptor: int, parent: int) -> None:
                 connection.send(_BEGUN)
             answer = (True, function(job))
         except Exception as error:
-            answer = (False, f"{type(error).__name__}: {error}")
+            answer = (False, (f"{type(error).__name__}: {error}", getattr(error, "errno", None)))
         with suppress(BrokenPipeError):
             connection.send(answer)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
 import pgl.cache.volumes
 import pgl.downstream.reading
+import pgl.images.dicom
 import pgl.labels.prepare_labels
 import pgl.labels.reading
 from pgl.images import Limits, read_file
@@ -149,6 +152,12 @@ def prepare_label_without_room(job: LabelJob) -> Outcome:
     """As ``prepare_label``, with a reader that has no room for its temporary files."""
     pgl.labels.prepare_labels.read_label = _no_space
     return pgl.labels.prepare_labels.prepare_label(job)
+
+
+def read_headers_without_room(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """As ``read_headers``, with a reader that has no room for its temporary files."""
+    pgl.images.dicom._read_header = _no_space
+    return pgl.images.dicom.read_headers(paths)
 
 
 def nap(seconds: float) -> float:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 import pgl.labels.prepare_labels
 import pgl.prepare.case
+import pgl.prepare.jobs
 import pgl.prepare.run
 from pgl.cache.volumes import VolumeCache
 from pgl.labels.settings import LabelSettings
@@ -62,6 +63,18 @@ def test_no_room_for_the_readers_temporary_files_is_no_fault_of_the_image(tmp_pa
     monkeypatch.setattr(pgl.prepare.case, "read_file", no_room)
     with pytest.raises(OSError, match="No space left"):
         prepare_case(Job(str(path), (), str(tmp_path / "cache"), LIMITS, ("a",), case_id="a"))
+
+
+def test_no_room_for_the_readers_temporary_files_is_no_fault_of_dicom_slices(tmp_path, monkeypatch):
+    ct_files.write_series(tmp_path / "ct")
+    cache, terminal = tmp_path / "cache", io.StringIO()
+    run(tmp_path / "ct", cache)
+
+    monkeypatch.setattr(pgl.prepare.jobs, "read_headers", ct_files.read_headers_without_room)
+    with pytest.raises(RuntimeError, match=r"could not read the header of .*No space left.*no room\?"):
+        run(tmp_path / "ct", cache, terminal)
+    assert "rejected" not in terminal.getvalue()
+    assert len(VolumeCache(cache).cases) == 1
 
 
 def test_no_room_for_the_readers_temporary_files_is_no_fault_of_the_label(tmp_path, monkeypatch):
