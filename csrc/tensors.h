@@ -123,18 +123,18 @@ inline bool is_channels_last(const Tensor& tensor) {
 }
 
 // New memory like `like`'s. Where there is none, the error has torch's own words, if this torch tells them:
-// the stable ABI only says where in its headers it noticed.
+// the stable ABI's error says no more than where in its headers it was noticed.
 inline Tensor empty_tensor(const std::vector<int64_t>& sizes, ScalarType type, const Tensor& like,
                            torch::headeronly::MemoryFormat format) {
   try {
     return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, format);
-  } catch (const std::runtime_error& error) {
+  } catch (const std::runtime_error&) {
     std::ostringstream message;
     message << "pgl_ops: no memory for a result of " << dtype_name(type) << "[";
     for (size_t i = 0; i < sizes.size(); ++i) message << (i ? ", " : "") << sizes[i];
-    message << "] on " << device_text(like) << ": "
-            << (torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace()
-                                                           : error.what());
+    message << "] on " << device_text(like);
+    if (torch_exception_get_what_without_backtrace)
+      message << ": " << torch_exception_get_what_without_backtrace();
     throw std::runtime_error(message.str());
   }
 }

@@ -158,8 +158,8 @@ def test_a_result_for_which_there_is_no_memory_is_named(backend):
     if backend.device.type != "cpu":
         pytest.skip("a GPU's allocator words it otherwise")
     boxes = torch.tensor([[0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]])
-    wanted = (
-        r"no memory for a result of float32\[1, 4000, 10000, 10000, 1000\] on cpu: .*can't allocate memory"
-    )
+    wanted = r"no memory for a result of float32\[1, 4000, 10000, 10000, 1000\] on cpu"
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13):  # earlier ones tell no words of theirs
+        wanted += ": .*can't allocate memory"
     with pytest.raises(RuntimeError, match=wanted):
         pgl_ops.roi_align3d(torch.zeros(1, 4000, 1, 1, 1), boxes, (10000, 10000, 1000))
