@@ -241,7 +241,7 @@ def check_boxes(boxes: object, input_name: str, input: Tensor) -> Tensor:
         hint = " (a Tensor[K, 6] lacks the batch index)" if boxes.dim() == 2 and boxes.shape[1] == 6 else ""
         raise ValueError(f"boxes must be a Tensor[K, 7], batch index first{hint}, got {describe(boxes)}")
     check_same_device("boxes", boxes, input_name, input)
-    return boxes.detach() if boxes.requires_grad else boxes
+    return boxes.detach()
 
 
 def check_flips(flips: object, boxes: Tensor) -> Tensor | None:

@@ -19,7 +19,12 @@ _INNER = (
     "_after_autograd_keyset",
     "_any_requires_grad",
     "_are_functorch_transforms_active",
+    "_dispatch_tls_is_dispatch_key_included",
+    "_dispatch_tls_is_dispatch_key_excluded",
+    "_dispatch_key_parse",
 )
+# The classes of all arguments of a call among which there is no other class of tensor and no traced number.
+_ORDINARY = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, list}
 
 
 def register_autograd(name: str, backward: Callable, setup_context: Callable) -> Callable:
@@ -37,16 +42,19 @@ def register_autograd(name: str, backward: Callable, setup_context: Callable) ->
 
     Returns:
         What calls the op with all its arguments by position, as ``torch.ops`` does: to autograd without the
-        dispatcher, where nobody else waits for the call there.
+        dispatcher, where nothing of torch's own waits for the call there. Kernels that others register for
+        the op at the key Autograd or above are passed by.
     """
     namespace, op_name = name.split("::")
-    op = getattr(getattr(torch.ops, namespace), op_name).default
+    packet = getattr(getattr(torch.ops, namespace), op_name)
+    op = packet.default
     if not is_plain(op._schema) or not all(hasattr(torch._C, inner) for inner in _INNER):
         torch.library.register_autograd(name, backward, setup_context=setup_context)
-        return op
-    below_autograd, keys_below, any_requires_grad, transforms_active = (
+        return packet
+    below_autograd, keys_below, any_requires_grad, transforms_active, included, excluded, key_of = (
         getattr(torch._C, inner) for inner in _INNER
     )
+    autograd, batched_gradients = key_of("AutogradFunctionality"), key_of("VmapMode")
 
     def run_below(keys, args):
         with below_autograd():
@@ -92,10 +100,14 @@ def register_autograd(name: str, backward: Callable, setup_context: Callable) ->
             torch.compiler.is_compiling()
             or torch.jit.is_tracing()
             or transforms_active()
+            or included(batched_gradients)
             or forward_ad._current_level >= 0
             or has_torch_function(args)
+            or not _ORDINARY.issuperset(map(type, args))
+            # Below autograd already, where inference mode alone has no gradients either.
+            or (torch.is_grad_enabled() and excluded(autograd))
         )
-        return op(*args) if awaited else run(None, args)
+        return packet(*args) if awaited else run(None, args)
 
     library = torch.library.Library(namespace, "FRAGMENT")
     library.impl(op_name, kernel, "Autograd", with_keyset=True)

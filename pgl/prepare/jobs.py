@@ -110,7 +110,7 @@ def _read_all_headers(
         if is_full_disk(answer):
             raise RuntimeError(
                 f"could not read the header of {path}: {answer} (temporary files have no room?)"
-            )
+            ) from answer
         if isinstance(answer, WorkerDied | JobFailed):
             answer = [{"path": path, "rejected": f"crashes the reader: {answer}"}]
         yield from answer

@@ -37,7 +37,7 @@ class WorkerTimedOut(WorkerDied):
 class JobFailed(RuntimeError):
     """The job's function raised an exception; the message tells which, ``errno`` is that of an OSError."""
 
-    def __init__(self, message: str, errno: int | None) -> None:
+    def __init__(self, message: str, errno: int | None = None) -> None:
         super().__init__(message)
         self.errno = errno
 
@@ -152,7 +152,8 @@ class _Worker:
             [
                 sys.executable,
                 "-c",
-                f"from pgl.processes.workers import _serve; _serve({theirs.fileno()}, {os.getpid()})",
+                "from pgl.processes.workers import _serve; "
+                f"_serve({theirs.fileno()}, {os.getpid()}, {os.fsencode(tempfile.gettempdir())!r})",
             ],
             stdin=subprocess.DEVNULL,
             stdout=self.errors,
@@ -185,11 +186,16 @@ class _Worker:
         self.process.wait()
 
 
-def _serve(descriptor: int, parent: int) -> None:
-    """The loop of a worker process: until the parent closes its end, or dies."""
+def _serve(descriptor: int, parent: int, temporary: bytes) -> None:
+    """The loop of a worker process: until the parent closes its end, or dies.
+
+    Temporary files go where the parent's do. A process that looks for a folder itself tries to write there,
+    and takes a full disk for a folder that is of no use.
+    """
     # Not after finishing its job: the lock on the cache is gone with the parent, and another run may be
     # writing the same file.
     end_with(parent)
+    tempfile.tempdir = os.fsdecode(temporary)
     connection = Connection(descriptor)
     while True:
         try:

@@ -184,11 +184,11 @@ def test_a_mode_of_either_kind_sees_the_call(plain, requires_grad):
             seen.append(str(function))
             return function(*args, **(kwargs or {}))
 
-    for mode in (Functions, Operations):
+    for mode, name in ((Functions, "plain"), (Operations, "plain.default")):
         seen.clear()
         with mode():
             product, _ = plain.shortest(*leaf_and_factor(requires_grad), 2)
-        assert f"{NAMESPACE}.plain.default" in seen
+        assert f"{NAMESPACE}.{name}" in seen
         assert product.requires_grad == requires_grad
 
 
@@ -201,6 +201,40 @@ def test_a_tensor_class_of_its_own_sees_the_call(plain, requires_grad):
     product, _ = plain.shortest(a.as_subclass(Named), b, 2)
     assert type(product) is Named
     assert product.requires_grad == requires_grad
+
+
+class Wrapped(torch.Tensor):
+    """Holds a tensor; its dispatch asks whether autograd can be had from there."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, tensor):
+        wrapped = torch.Tensor._make_wrapper_subclass(cls, tensor.shape, dtype=tensor.dtype)
+        wrapped.tensor = tensor
+        return wrapped
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        with torch.overrides.enable_reentrant_dispatch(), torch.enable_grad():
+            cls.autograd_above = (torch.ones((), requires_grad=True) * 2).requires_grad
+        return function(*(arg.tensor if isinstance(arg, cls) else arg for arg in args))
+
+
+def test_a_class_with_a_dispatch_of_its_own_is_called_from_above_autograd(plain):
+    product, _ = plain.shortest(Wrapped(torch.ones(2)), torch.ones(2), 2)
+    assert product.tolist() == [1, 1]
+    assert Wrapped.autograd_above
+
+
+def test_below_autograd_nothing_is_recorded(plain):
+    a, b = leaf_and_factor(True)
+
+    @torch.library.custom_op(f"{NAMESPACE}::around", mutates_args=())
+    def around(tensor: torch.Tensor) -> torch.Tensor:
+        return plain.shortest(a, b, 2)[0] * tensor
+
+    assert not around(torch.ones(2)).requires_grad
 
 
 @LEAVES
@@ -254,7 +288,7 @@ def test_torch_s_own_registration_serves_only_where_it_must(monkeypatch):
     for name, schema in schemas.items():
         library.define(f"asked_{name}{schema}")
         call = register_autograd(f"{NAMESPACE}::asked_{name}", lambda *_: None, lambda *_: None)
-        torchs = getattr(getattr(torch.ops, NAMESPACE), f"asked_{name}").default
+        torchs = getattr(getattr(torch.ops, NAMESPACE), f"asked_{name}")
         assert (call is torchs) == (f"{NAMESPACE}::asked_{name}" in asked)
     plain = {"ours", "numbers"}
     assert asked == [f"{NAMESPACE}::asked_{name}" for name in schemas if name not in plain]

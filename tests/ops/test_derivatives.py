@@ -67,6 +67,27 @@ def test_higher_derivatives_equal_those_of_the_reference(backend, name, function
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_of_a_batch_of_gradients_are_those_of_one_after_another(backend, name):
+    prediction, features, boxes = problem(backend)
+    prediction.requires_grad_()
+
+    def each_voxel(prediction):
+        if name == "aligned_cosine_loss3d":
+            return pgl_ops.aligned_cosine_loss3d(prediction, features, boxes, reduction="none").flatten()[:5]
+        target = pgl_ops.roi_align3d(features * prediction.sum(), boxes, SIZE)
+        return pgl_ops.voxel_cosine_loss(prediction, target, reduction="none").flatten()[:5]
+
+    found = []
+    for vectorize in (False, True):
+        rows = torch.autograd.functional.jacobian(
+            each_voxel, prediction, create_graph=True, vectorize=vectorize
+        )
+        found.append(torch.autograd.grad(rows.square().sum() + prediction.square().sum(), prediction)[0])
+    assert (found[0] - 2 * prediction).abs().max() > 1e-3  # the rows have a gradient
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gradients_of_low_precision_are_those_of_the_two_ops_when_features_need_one(backend, dtype):
     prediction, features, boxes = problem(backend, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,6 +159,11 @@ def read_headers_without_room(paths: Sequence[str]) -> list[dict[str, Any]]:
     """As ``read_headers``, with a reader that has no room for its temporary files."""
     pgl.images.dicom._read_header = _no_space
     return pgl.images.dicom.read_headers(paths)
+
+
+def temporary_folder_is(folder: str) -> bool:
+    """Whether this process keeps its temporary files there."""
+    return tempfile.gettempdir() == folder
 
 
 def nap(seconds: float) -> float:

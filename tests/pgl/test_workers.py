@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
+import tempfile
 
 from pgl.processes import workers
 from pgl.processes.workers import JobFailed, WorkerDied, WorkerTimedOut, run_isolated
-from tests.pgl.ct_files import double
+from tests.pgl.ct_files import double, temporary_folder_is
 
 
 def test_a_crash_and_an_exception_cost_only_their_own_jobs():
@@ -17,6 +19,16 @@ def test_a_crash_and_an_exception_cost_only_their_own_jobs():
     assert "signal 6" in str(answers[1])
     assert isinstance(answers[-1], JobFailed)
     assert str(answers[-1]) == "ValueError: negative: -1"
+
+
+def test_temporary_files_of_the_processes_go_where_the_parent_s_do(tmp_path, monkeypatch):
+    folder = tmp_path / os.fsdecode(b"\xe4'")
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert list(run_isolated(temporary_folder_is, [str(folder), "/tmp"], workers=1)) == [
+        (str(folder), True),
+        ("/tmp", False),
+    ]
 
 
 def test_no_jobs_start_no_process():
