@@ -232,7 +232,7 @@ def test_below_autograd_nothing_is_recorded(plain):
 
     @torch.library.custom_op(f"{NAMESPACE}::around", mutates_args=())
     def around(tensor: torch.Tensor) -> torch.Tensor:
-        return plain.shortest(a, b, 2)[0] * tensor
+        return plain.shortest(a, b, 2)[0]
 
     assert not around(torch.ones(2)).requires_grad
 
