@@ -156,7 +156,7 @@ def measure(case: Case, device: torch.device, seconds: float, bandwidth: float) 
     """Times of one case, ours interleaved with each peer."""
     expected = case.ours()
     ours_alone = replay(case.ours, device)
-    times, ratios = [], {}
+    times, ratios, peers_timed_by = [], {}, {}
     for peer, run in case.peers.items():
         try:
             theirs_result = run()
@@ -164,9 +164,11 @@ def measure(case: Case, device: torch.device, seconds: float, bandwidth: float) 
             print(f"{case.workload} {case.direction}: {peer} cannot do this: {error}", file=sys.stderr)
             continue
         check_equal(case, peer, expected, theirs_result)
-        ours, theirs = paired(ours_alone, replay(run, device), device, seconds)
+        theirs_alone = replay(run, device)
+        ours, theirs = paired(ours_alone, theirs_alone, device, seconds)
         times += ours
         ratios[peer] = median(t / o for o, t in zip(ours, theirs, strict=True))
+        peers_timed_by[peer] = timed_by(theirs_alone)
     if not times:
         times, _ = paired(ours_alone, lambda: None, device, seconds)
     best = median(times)
@@ -176,7 +178,8 @@ def measure(case: Case, device: torch.device, seconds: float, bandwidth: float) 
         "dtype": case.dtype,
         "layout": case.layout,
         "milliseconds": best * 1e3,
-        "timed_by": "graph replay" if isinstance(ours_alone, Replay) else "single calls",
+        "timed_by": timed_by(ours_alone),
+        "peers_timed_by": peers_timed_by,
         "runs": len(times),
         "ratio": ratios,
         "floor_bytes": case.floor_bytes,
@@ -186,6 +189,11 @@ def measure(case: Case, device: torch.device, seconds: float, bandwidth: float) 
             **{peer: extra_memory(case.peers[peer], device) for peer in ratios},
         },
     }
+
+
+def timed_by(run) -> str:
+    """How a function is timed: what cannot be captured is, on a GPU, with the gaps between its launches."""
+    return "graph replay" if isinstance(run, Replay) else "single calls"
 
 
 def check_equal(case: Case, peer: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:

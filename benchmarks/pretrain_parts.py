@@ -110,6 +110,8 @@ def parts(bench: Bench, rounds: Iterable[int]) -> tuple[dict[str, float], dict[s
     for number in rounds:
         if not bench.on_gpu or len(kept) < _FEW_BATCHES:
             kept.append(read())
+        # Else the queue of launches fills, and the CPU's time becomes the device's.
+        bench.wait()
         one_round(kept[number % len(kept)])
         if not bench.on_gpu:
             kept.clear()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -102,9 +103,39 @@ class Backbone(nn.Module):
 
     def _run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            # Nothing in the network is random.
-            return cast(Tensor, checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False))
+            return recomputed(self, part, *inputs)
         return part(*inputs)
+
+
+def recomputed(network: nn.Module, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """``part(*inputs)``, of which nothing inside is kept: it is computed again in the backward pass.
+
+    Nothing in it may be random. The running statistics of ``network``, which ``part`` is of, count once.
+    """
+    norms = [
+        one
+        for one in network.modules()
+        if isinstance(one, nn.modules.batchnorm._BatchNorm) and one.track_running_stats
+    ]
+
+    @contextmanager
+    def without_counting() -> Iterator[None]:
+        # The statistics are still handed on: as many tensors must be saved as before.
+        before = [(norm, norm.momentum, cast(Tensor, norm.num_batches_tracked).clone()) for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+        try:
+            yield
+        finally:
+            for norm, momentum, batches in before:
+                norm.momentum = momentum
+                cast(Tensor, norm.num_batches_tracked).copy_(batches)
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), without_counting()
+
+    options: dict[str, Any] = {"context_fn": contexts} if norms else {}
+    return cast(Tensor, checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False, **options))
 
 
 def chosen_levels(

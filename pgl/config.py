@@ -193,7 +193,7 @@ class TrainSettings:
             ``encoder.norm`` ``batch`` only: torch's instance normalisation gives the other layout back.
         compile: translate the networks with torch.compile; the first steps take minutes.
         recompute: keep the outputs of stages only, and compute what lies inside them again in the backward
-            pass: less memory, about a third more time.
+            pass: less memory, about a third more time. Not with ``compile`` where ``encoder.norm`` is batch.
         log_every: steps between lines in metrics.jsonl.
         checkpoint_every: steps between writes of checkpoints/last.pt.
         keep_every: steps between checkpoints that stay beside it as checkpoints/step-N.pt, 0 for none.

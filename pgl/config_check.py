@@ -67,6 +67,11 @@ def check(config: PretrainConfig) -> None:
     for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "prefetch", "kept"):
         if getattr(train, name) < 1:
             raise ValueError(f"train.{name} must be at least 1, got {getattr(train, name)}")
+    if train.compile and train.recompute and config.encoder.norm == "batch":
+        raise ValueError(
+            "train.compile and train.recompute together need encoder.norm instance: compiled, running "
+            "statistics would count each batch twice; switch one of them off"
+        )
     if config.optimizer.learning_rate <= 0:
         raise ValueError(f"optimizer.learning_rate must be positive, got {config.optimizer.learning_rate}")
     if not 0 <= config.optimizer.warmup_steps < train.steps:

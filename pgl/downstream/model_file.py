@@ -10,6 +10,7 @@ Keys::
     intensity        {"clip_hu": [low, high], "mean_hu", "std_hu"}
     spacing_mm       [D, H, W] of the volumes it was trained on
     patch_size       [D, H, W] of its patches
+    precision        that it was trained and tested in, one of train.precision
     network_weights  state dict of ResidualEncoderUNet
     trained_steps    optimiser steps behind them
     pgl_ops_version  version that wrote it
@@ -34,8 +35,8 @@ from pgl.files.safe_load import check_header, safe_load
 FORMAT, FORMAT_VERSION = "pgl-segmenter", 1
 NAME = "model.pt"
 _KEYS = {
-    "network", "decoder_convs", "classes", "intensity", "spacing_mm", "patch_size", "network_weights",
-    "trained_steps", "pgl_ops_version",
+    "network", "decoder_convs", "classes", "intensity", "spacing_mm", "patch_size", "precision",
+    "network_weights", "trained_steps", "pgl_ops_version",
 }  # fmt: skip
 
 
@@ -49,6 +50,7 @@ class Segmenter:
         intensity: HU to network input.
         spacing_mm: of its volumes (D, H, W).
         patch_size: window (D, H, W).
+        precision: that it was trained and tested in.
     """
 
     network: nn.Module
@@ -56,6 +58,7 @@ class Segmenter:
     intensity: IntensitySettings
     spacing_mm: tuple[float, float, float]
     patch_size: tuple[int, int, int]
+    precision: str = "32-true"
 
 
 def save_model(
@@ -81,6 +84,7 @@ def save_model(
         },
         "spacing_mm": [float(s) for s in segmenter.spacing_mm],
         "patch_size": [int(n) for n in segmenter.patch_size],
+        "precision": segmenter.precision,
         "network_weights": weights,
         "trained_steps": steps,
         "pgl_ops_version": pgl.__version__,
@@ -123,6 +127,7 @@ def load_model(path: str | os.PathLike[str], device: torch.device | str = "cpu")
             IntensitySettings(tuple(intensity["clip_hu"]), intensity["mean_hu"], intensity["std_hu"]),
             tuple(content["spacing_mm"]),
             tuple(content["patch_size"]),
+            str(content["precision"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

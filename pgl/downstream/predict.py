@@ -28,6 +28,7 @@ from pgl.prepare.jobs import list_jobs
 from pgl.prepare.report import PrepareReport
 from pgl.printing import printable
 from pgl.processes.workers import TIMEOUT_S, check_timeout, run_isolated, usable_cores
+from pgl.training.devices import autocast_to
 
 CLASSES = "labels.json"
 MADE_BY = "pgl predict"  # noted in the header of each mask, by which a later run knows its own
@@ -115,7 +116,8 @@ def segment(
 ) -> sitk.Image:
     """The classes of an image on its own grid: a uint8 image of the same geometry."""
     volume = resample(image, grid)
-    found = probabilities(model.network, volume, model.patch_size, model.intensity, settings, device)
+    with autocast_to(model.precision, device):
+        found = probabilities(model.network, volume, model.patch_size, model.intensity, settings, device)
     mask = sitk.GetImageFromArray(probabilities_onto(image, found, grid))
     mask.CopyInformation(image)
     return mask

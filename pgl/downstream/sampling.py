@@ -43,16 +43,17 @@ class Patches:
     augmentation: Augmentation
 
     def pin_memory(self) -> Patches:
-        """The same with voxels in memory that a GPU reads while the CPU goes on; the loader calls it."""
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+        """The same in memory that a GPU reads while the CPU goes on; the loader calls it."""
+        moved = ("images", "labels", "boxes", "flips")
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in moved})
 
     def to(self, device: torch.device) -> Patches:
         """The same with voxels, boxes and flips on a device."""
         return Patches(
             self.images.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
-            self.boxes.to(device),
-            self.flips.to(device),
+            self.boxes.to(device, non_blocking=True),
+            self.flips.to(device, non_blocking=True),
             self.augmentation,
         )
 
@@ -162,9 +163,9 @@ def collate(samples: Sequence[tuple]) -> Patches:
 
 
 def make_loader(
-    dataset: PatchDataset, first_step: int, steps: int, batch_size: int, workers: int
+    dataset: PatchDataset, first_step: int, steps: int, batch_size: int, workers: int, pinned: bool = False
 ) -> DataLoader:
-    """The batches of steps ``first_step`` to ``steps``, in order."""
+    """The batches of steps ``first_step`` to ``steps``, in order; ``pinned`` for a GPU."""
 
     def batches() -> Iterator[list[int]]:
         for step in range(first_step, steps):
@@ -177,7 +178,7 @@ def make_loader(
         collate_fn=collate,
         # As in pretraining (pgl.training.contexts): forked workers may hang.
         multiprocessing_context="spawn" if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
         worker_init_fn=survive_one_sigterm if workers else None,
     )
 

@@ -61,6 +61,7 @@ from pgl.training.devices import precision_of, slow_precision
 from pgl.training.kept_memory import keep_freed_memory
 from pgl.training.readers import starting_readers, too_many_readers
 from pgl.training.record import RunRecord, write_environment, write_settings
+from pgl.training.state import refuse_what_is_not_finite
 from pgl.training.watch import finish_the_step_on_signal
 
 RESULTS_FORMAT = "pgl-finetune-results"
@@ -81,7 +82,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         FileNotFoundError: no cache, no weights file, or nothing to resume.
         FileExistsError: ``output`` holds something and ``resume`` is not set.
         InUse: another run is writing to ``config.output``, or ``pgl prepare`` to the cache.
-        FloatingPointError: the loss is no longer finite.
+        FloatingPointError: the loss or a weight is no longer finite.
         KeyboardInterrupt: stopped by a signal, after the state was saved.
     """
     check(config)
@@ -116,10 +117,11 @@ class _Run:
         self.intensity = intensity(config, export)
         check_patch(config, self.description)
         train = config.train
+        self.precision = precision_of(train.precision, train.accelerator)
         self.fabric = Fabric(
             accelerator=accelerator(train.accelerator),
             devices=1,
-            precision=precision_of(train.precision, train.accelerator),  # type: ignore[arg-type]
+            precision=self.precision,  # type: ignore[arg-type]
         )
         if self.fabric.device.type == "cpu":
             keep_freed_memory()
@@ -163,6 +165,7 @@ class _Run:
             self.intensity,
             spacing,
             config.patches.patch_size,
+            self.precision,
         )
         save_model(self.folder / NAME, segmenter, self.description, config.decoder_convs, self.step)
         scores = self._test()
@@ -189,7 +192,15 @@ class _Run:
         losses: list[torch.Tensor] = []
         began = clock = time.perf_counter()
         with starting_readers():
-            batches = iter(make_loader(dataset, self.step, train.steps, train.batch_size, train.workers))
+            loader = make_loader(
+                dataset,
+                self.step,
+                train.steps,
+                train.batch_size,
+                train.workers,
+                pinned=self.fabric.device.type == "cuda",
+            )
+            batches = iter(loader)
         for patches in batches:
             losses.append(self._training_step(patches.to(self.fabric.device)))
             self.step += 1
@@ -212,6 +223,7 @@ class _Run:
                 self.record.write("train", self.step, numbers)
                 losses, clock = [], now
             if last or stop or self.step % train.checkpoint_every == 0:
+                refuse_what_is_not_finite(self.network, self.step)
                 save_state(
                     self.folder,
                     config,
@@ -231,11 +243,16 @@ class _Run:
         config = self.config
         rate = learning_rate_at(self.step, config.train.steps, config.optimizer)
         set_learning_rate(self.optimizer, rate)  # type: ignore[arg-type]
+        self.optimizer.zero_grad()
         inputs, classes = cut(patches, config.patches.patch_size, self.intensity)
         loss = self.loss(self.forward(inputs).float(), classes)
-        self.optimizer.zero_grad()
         self.fabric.backward(loss)
-        self.fabric.clip_gradients(self.forward, self.optimizer, max_norm=config.optimizer.clip_gradient)
+        self.fabric.clip_gradients(
+            self.forward,
+            self.optimizer,
+            max_norm=config.optimizer.clip_gradient,
+            error_if_nonfinite=False,  # where losses are scaled, the optimiser leaves such a step out
+        )
         self.optimizer.step()
         return loss.detach()
 
@@ -281,15 +298,17 @@ class _Run:
         config, say, split = self.config, self.record.say, self.split
         write_settings(self.folder, to_plain(config))
         write_json(self.folder / SPLIT, vars(split))
-        chosen = precision_of(config.train.precision, config.train.accelerator)
-        write_environment(self.folder, self.fabric.device, self.fabric.world_size, chosen)
+        write_environment(self.folder, self.fabric.device, self.fabric.world_size, self.precision)
         if self.step:
             say(f"resuming {self.folder} after step {self.step} of {config.train.steps}")
         say(
             f"{len(split.training)} training, {len(split.test)} test and {len(split.unused)} unused cases of "
             f"{config.data}; classes {', '.join(self.cache.task.names)}; {self.fabric.device.type}"
         )
-        for note in (too_many_readers(config.train.workers), slow_precision(chosen, self.fabric.device)):
+        for note in (
+            too_many_readers(config.train.workers),
+            slow_precision(self.precision, self.fabric.device),
+        ):
             if note:
                 say(note)
         say_loaded(self.record.say, self.folder, config, export, loaded, self.cache.images.spacing_mm)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pgl.backbone import Backbone
 from pgl.config import MethodSettings
 from pgl.methods.base import Method
-from pgl.methods.heads import hidden_norm
+from pgl.methods.heads import compile_head, hidden_norm
 from pgl.networks import EncoderSettings
 from pgl.views import ViewPairs
 from pgl_ops import voxel_cosine_loss
@@ -70,10 +70,11 @@ class BYOL(Method):
             Scalar in [0, 8]: the mean over samples of the sum over both directions of 2 − 2·cos between one
             view's prediction and the other view's target.
         """
-        prediction = self.predictor(self.project(self.backbone(inputs)))
+        # First, while nothing is held for the backward pass.
         with torch.no_grad():
             first, second = self.target_projector(_pooled(self.target_backbone(inputs))).chunk(2)
             other = torch.cat([second, first])
+        prediction = self.predictor(self.project(self.backbone(inputs)))
         # The mean over all 2B directions is half the mean over samples of both.
         return 2 * voxel_cosine_loss(prediction, other)
 
@@ -97,7 +98,7 @@ class BYOL(Method):
         for backbone in (self.backbone, self.target_backbone):
             backbone.maps = torch.compile(backbone.maps)  # type: ignore[method-assign]
         for head in (self.projector, self.predictor, self.target_projector):
-            head.compile()
+            compile_head(head)
 
 
 def _pooled(features: Tensor) -> Tensor:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from torch.utils.checkpoint import checkpoint
 
 from pgl.augment import augment, normalise
-from pgl.backbone import Backbone, build_decoder, chosen_levels
+from pgl.backbone import Backbone, build_decoder, chosen_levels, recomputed
 from pgl.config import IntensitySettings, MethodSettings, PretrainConfig
 from pgl.methods.base import Method
 from pgl.methods.genesis_transforms import distort, sample_distortion
@@ -52,26 +51,30 @@ class Genesis(Method):
         """The mean squared difference between the restored and the clean views, over all voxels.
 
         Args:
-            inputs: Tensor[2B, 2, *patch]: distorted views, and the same clean, in [0, 1].
+            inputs: int32 Tensor[2B, 2, *patch], see :meth:`inputs`.
             pairs: not looked at.
         """
-        distorted, clean = inputs.split(1, dim=1)
-        return mse_loss(self.restore(distorted).float(), clean.float())
+        distorted, clean = inputs.view(torch.float32).split(1, dim=1)
+        return mse_loss(self.restore(distorted).float(), clean)
 
     def restore(self, distorted: Tensor) -> Tensor:
         """What the network makes of distorted views, Tensor[N, 1, *patch]."""
         by_stage = sorted(zip(self.backbone.levels, self.backbone.maps(distorted), strict=True))
         skips = [features for _, features in by_stage]
         if self.backbone.recompute and torch.is_grad_enabled():
-            return checkpoint(self.decoder, skips, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+            return recomputed(self.decoder, self.decoder, skips)
         return self.decoder(skips)  # type: ignore[no-any-return]
 
     def inputs(self, batch: Batch, config: PretrainConfig) -> Tensor:
-        """Distorted views, and the same clean, Tensor[2B, 2, *patch]."""
+        """Distorted views, and the same clean, in [0, 1]: a float32 Tensor[2B, 2, *patch], seen as int32.
+
+        As integers, since Fabric rounds floating-point arguments to the precision of the networks, in which
+        the clean voxels would be up to 8 HU off.
+        """
         clean = normalise(cut(batch.contexts, batch.pairs), config.intensity)
         # The view's own random number, a function of seed, sample and view.
         distortion = sample_distortion(batch.augmentation.noise_seed, batch.pairs.patch_size)
-        return torch.cat([distort(clean, distortion), clean], 1)
+        return torch.cat([distort(clean, distortion), clean], 1).view(torch.int32)
 
     def views(self, batch: Batch, config: PretrainConfig) -> Tensor:
         """Views that are augmented like those of the other methods, as strongly in HU, and then scaled."""

@@ -161,7 +161,8 @@ def draw_windows(seeds: Tensor, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         device.
     """
     device = views.device
-    size = torch.tensor(views.shape[2:], device=device)
+    # Filled on the device: a copy from here would wait for it.
+    size = torch.stack([torch.full((), n, device=device, dtype=torch.int64) for n in views.shape[2:]])
     longest = torch.clamp(size // WINDOW_SHARE, min=1)
     own = [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
     share = torch.stack(

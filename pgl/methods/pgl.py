@@ -17,7 +17,7 @@ from pgl.backbone import Backbone
 from pgl.config import MethodSettings
 from pgl.methods.base import Method
 from pgl.methods.decorrelation import decorrelation
-from pgl.methods.heads import hidden_norm
+from pgl.methods.heads import compile_head, hidden_norm
 from pgl.networks import EncoderSettings
 from pgl.views import ViewPairs, assumed, numbered, scale_of
 from pgl_ops import aligned_cosine_loss3d
@@ -113,20 +113,21 @@ class PGL(Method):
             added.
         """
         regions, flips = assumed(pairs, self.crop_prior, self.flip_prior)
-        features = self.backbone.maps(inputs)
+        projectors, predictors = self._of_all_levels("projector"), self._of_all_levels("predictor")
+        # First, while nothing is held for the backward pass.
         with torch.no_grad():
             target_features = self.target_backbone.maps(inputs)
-        projectors, predictors = self._of_all_levels("projector"), self._of_all_levels("predictor")
-        target_projectors = self._of_all_levels("target_projector")
+            target_projectors = self._of_all_levels("target_projector")
+            targets = [head(each) for head, each in zip(target_projectors, target_features, strict=True)]
+            del target_features
+        features = self.backbone.maps(inputs)
         losses = []
         for level, stride in enumerate(self.backbone.strides):
             online = projectors[level](features[level])
             prediction = predictors[level](self.align(online, regions, flips, stride))
-            with torch.no_grad():
-                target = target_projectors[level](target_features[level])
             loss = aligned_cosine_loss3d(
                 prediction=prediction,
-                features=target,
+                features=targets[level],
                 boxes=_other_view(numbered(regions, len(inputs))),
                 spatial_scale=scale_of(stride),
                 sampling_ratio=self.sampling_ratio,
@@ -165,7 +166,7 @@ class PGL(Method):
             backbone.maps = torch.compile(backbone.maps)  # type: ignore[method-assign]
         for name in ("projector", "predictor", "target_projector"):
             for head in self._of_all_levels(name):
-                head.compile()
+                compile_head(head)
 
     def _of_all_levels(self, name: str) -> list[nn.Module]:
         side = f"target_side_{name[7:]}s" if name.startswith("target_") else f"side_{name}s"

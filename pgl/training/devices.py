@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
@@ -17,6 +18,15 @@ def precision_of(precision: str, accelerator: str) -> str:
         return precision
     gpu = accelerator != "cpu" and torch.cuda.is_available()
     return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def autocast_to(precision: str, device: torch.device) -> AbstractContextManager:
+    """A region in which a network runs in the precision that it was trained in, on a GPU.
+
+    A processor, which may only emulate half precisions, stays with float32.
+    """
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    return nullcontext() if dtype is None or device.type == "cpu" else torch.autocast(device.type, dtype)
 
 
 def slow_precision(precision: str, device: torch.device) -> str | None:

@@ -20,8 +20,8 @@ class LARS(Optimizer):
         v = momentum·v + d
         w = w − lr·v
 
-    Each line is one ``torch._foreach_*`` call over all parameters of a group, so that on a GPU the step costs
-    a few launches, and nothing waits for the device.
+    Each line is one ``torch._foreach_*`` call over all parameters of a group: on a GPU a few launches, but
+    for the second, which is one for each parameter. Nothing waits for the device.
 
     Source: You et al., arXiv 1708.03888, in the form that BYOL uses (biases and norms neither adapted nor
     decayed).

@@ -29,7 +29,9 @@ def matching_accuracy(first: Tensor, second: Tensor) -> Tensor:
         )
     a = functional.normalize(first.flatten(2).float(), dim=1)
     b = functional.normalize(second.flatten(2).float(), dim=1)
-    nearest = (a.mT @ b).argmax(-1)  # [B, voxels]
+    # In bfloat16 cosines near 1 lie 1/256 apart, and neighbours would tie.
+    with torch.autocast(first.device.type, enabled=False):
+        nearest = (a.mT @ b).argmax(-1)  # [B, voxels]
     return (nearest == torch.arange(nearest.shape[1], device=nearest.device)).float().mean(1)
 
 

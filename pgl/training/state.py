@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 import pgl
@@ -52,13 +53,13 @@ def restore(method: Method, optimizer: Optimizer, saved: dict[str, Any]) -> None
     optimizer.load_state_dict(saved["optimizer"])
 
 
-def refuse_what_is_not_finite(method: Method, step: int) -> None:
+def refuse_what_is_not_finite(network: nn.Module, step: int) -> None:
     """Stop before weights that a bad gradient has spoilt take the place of a good checkpoint.
 
     Raises:
         FloatingPointError: a weight is NaN or infinite.
     """
-    norms = torch._foreach_norm([p.detach().float() for p in method.parameters()])
+    norms = torch._foreach_norm([p.detach().float() for p in network.parameters()])
     if not torch.stack(norms).isfinite().all():
         raise FloatingPointError(
             f"weights are not finite after step {step}, though the loss still was: lower "

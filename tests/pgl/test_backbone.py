@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
@@ -103,6 +105,19 @@ def test_computing_again_saves_activations_and_changes_no_gradient(decoder):
     assert torch.equal(results[0][0], results[1][0])
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
     assert kept[1] < kept[0] / 2
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_running_statistics_count_a_batch_once_where_it_is_computed_again(decoder):
+    settings, states = replace(small_encoder(), norm="batch"), []
+    for recompute in (False, True):
+        network = seeded_module(0, lambda r=recompute: Backbone(settings, 0, decoder=decoder, recompute=r))
+        network(images()).square().mean().backward()
+        states.append(dict(network.named_buffers()))
+        assert {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm3d)} == {0.1}
+    assert any("running_mean" in name for name in states[0])
+    for name, value in states[0].items():
+        assert torch.equal(states[1][name], value), name
 
 
 def test_copies_of_a_stage_share_nothing():

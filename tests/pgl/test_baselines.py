@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -165,7 +166,7 @@ def test_the_loss_of_genesis_is_the_mean_square_over_all_voxels_and_trains_every
     both = torch.rand(6, 2, 4, 16, 16, generator=torch.Generator().manual_seed(2))
     restored = method.restore(both[:, :1]).detach()
     assert restored.shape == (6, 1, 4, 16, 16)
-    loss = method(both, pairs)
+    loss = method(both.view(torch.int32), pairs)
     expected = sum(float((a - b).square().sum()) for a, b in zip(restored, both[:, 1:], strict=True))
     assert float(loss.detach()) == pytest.approx(expected / (6 * 4 * 16 * 16), rel=1e-5)
     loss.backward()
@@ -177,7 +178,7 @@ def test_the_loss_of_genesis_is_the_mean_square_over_all_voxels_and_trains_every
 def test_genesis_sees_hu_from_minus_to_plus_1000_as_0_to_1(cache, tmp_path):
     config = settled(config_of("genesis", cache, tmp_path / "run"))
     method, batch = build_method(config), batch_of(config)
-    clean = method.inputs(batch, config)[:, 1:]
+    clean = method.inputs(batch, config).view(torch.float32)[:, 1:]
     hu = replace(config, intensity=IntensitySettings((-1e4, 1e4), 0.0, 1.0))
     raw = PGL.views(method, replace_augmentation(batch), hu)
     torch.testing.assert_close(clean, (raw.clamp(-1000, 1000) + 1000) / 2000)
@@ -196,10 +197,22 @@ def replace_augmentation(batch):
 def test_both_views_of_a_sample_are_distorted_each_in_its_own_way(cache, tmp_path):
     config = settled(config_of("genesis", cache, tmp_path / "run"))
     method, batch = build_method(config), batch_of(config, 8)
-    distorted, clean = method.inputs(batch, config).chunk(2, 1)
+    inputs = method.inputs(batch, config)
+    distorted, clean = inputs.view(torch.float32).chunk(2, 1)
     assert (distorted != clean).flatten(1).any(1).float().mean() > 0.8
     assert len(set(batch.augmentation.noise_seed.tolist())) == 16
-    assert torch.equal(method.inputs(batch, config), torch.cat([distorted, clean], 1))
+    assert torch.equal(method.inputs(batch, config), inputs)
+
+
+def test_what_genesis_restores_is_not_rounded_to_the_networks_precision(cache, tmp_path):
+    config = settled(config_of("genesis", cache, tmp_path / "run"))
+    method, batch = build_method(config), batch_of(config)
+    seen = []
+    method.forward = lambda inputs, pairs: seen.append(inputs) or inputs.float().mean()
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    inputs = method.inputs(batch, config)
+    fabric.setup_module(method)(inputs, batch.pairs)
+    assert torch.equal(seen[0], inputs)
 
 
 def test_genesis_is_measured_on_the_augmented_views_of_the_other_methods(cache, tmp_path):

@@ -135,6 +135,13 @@ def test_settings_that_cannot_work_are_refused_by_name(section, values, words):
         check(changed(section, **values))
 
 
+def test_batch_statistics_are_not_both_compiled_and_computed_again():
+    both = replace(config(), train=replace(config().train, compile=True, recompute=True))
+    check(both)
+    with pytest.raises(ValueError, match=r"train\.recompute together need encoder\.norm instance"):
+        check(replace(both, encoder=replace(both.encoder, norm="batch")))
+
+
 def test_seeds_that_are_none_are_refused():
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         check(replace(config(), seed=-1))

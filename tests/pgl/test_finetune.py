@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from monai.losses import DiceCELoss
 
 from pgl.cli import main
 from pgl.config import IntensitySettings
+from pgl.downstream import train
 from pgl.downstream.model_file import load_model
 from pgl.downstream.train import finetune
 from pgl.export import export_encoder, load_encoder
@@ -153,6 +155,26 @@ def test_a_resumed_run_ends_in_the_same_weights_and_scores(data, tmp_path, monke
     assert all(torch.equal(first[name], second[name]) for name in first)
     lines = [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
     assert lines == [2, 4, 6]
+
+
+def test_weights_that_a_bad_gradient_has_spoilt_do_not_replace_the_last_state(data, tmp_path, monkeypatch):
+    class Loss(DiceCELoss):
+        calls = 0
+
+        def forward(self, logits, classes):
+            Loss.calls += 1
+            if Loss.calls == 3:
+                logits.register_hook(lambda gradient: gradient * torch.inf)
+            return super().forward(logits, classes)
+
+    monkeypatch.setattr(train, "DiceCELoss", Loss)
+    config = small_finetune(data, tmp_path / "run", steps=3)
+    config = replace(config, train=replace(config.train, checkpoint_every=1))
+    with pytest.raises(FloatingPointError, match=r"not finite after step 3.*optimizer\.learning_rate"):
+        finetune(config)
+    state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert state["step"] == 2
+    assert all(weight.isfinite().all() for weight in state["network"].values())
 
 
 def test_ctrl_c_finishes_the_step_and_the_run_goes_on_from_there(data, tmp_path, monkeypatch):

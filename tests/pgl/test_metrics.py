@@ -45,6 +45,13 @@ def test_neighbours_are_sought_from_the_first_view_in_the_second():
     assert matching_accuracy(second, first).item() == 0.5
 
 
+def test_a_precision_that_is_chosen_for_the_networks_does_not_round_the_cosines():
+    own = torch.randn(2, 8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    features = own + 30 * torch.ones(8)[:, None, None, None]  # all but parallel
+    with torch.autocast("cpu", torch.bfloat16):
+        assert matching_accuracy(features, features).tolist() == [1, 1]
+
+
 def test_differing_shapes_are_refused():
     with pytest.raises(ValueError, match="same Tensor"):
         matching_accuracy(features(), features(size=(2, 4, 5)))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch._dynamo.backends.debugging import aot_eager
 
 from pgl.config import MethodSettings, from_plain
 from pgl.config_check import check
@@ -21,7 +22,7 @@ from pgl.pretrain import pretrain
 from pgl.report import write_report
 from pgl.training import step as module
 from pgl.training.checkpoint import LAST, checkpoint_path, load_checkpoint
-from pgl.training.devices import precision_of, slow_precision
+from pgl.training.devices import autocast_to, precision_of, slow_precision
 from pgl.views import ViewPairs, place, sample_regions, sample_view_pairs, shared_region
 
 from .test_pretrain import assert_same_weights, lines
@@ -78,8 +79,13 @@ def test_channels_last_is_the_layout_of_the_networks_and_of_the_feature_maps(cac
 
 def test_compiled_networks_have_the_values_and_gradients_of_others(monkeypatch):
     """With torch.compile's capture of graphs and gradients, but without the minutes of its C++ compiler."""
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **_: compile_(f, backend="aot_eager"))
+    compile_, translated_parts = torch.compile, []
+
+    def backend(graph, inputs):
+        translated_parts.append(graph)
+        return aot_eager(graph, inputs)
+
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compile_(f, backend=backend))
     settings = MethodSettings(aligned_size=(2, 4, 4), projector_hidden=8, projector_channels=8,
                               predictor_hidden=8, head_norm="group", output_norm="instance")  # fmt: skip
     pairs = sample_view_pairs(torch.Generator().manual_seed(1), 2, (8, 28, 28), (4, 16, 16))
@@ -96,6 +102,8 @@ def test_compiled_networks_have_the_values_and_gradients_of_others(monkeypatch):
         results.append([loss.detach(), *(p.grad for p in method.parameters() if p.grad is not None)])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    # Both networks, both projectors and the predictor.
+    assert len(translated_parts) == 5
 
 
 @pytest.mark.parametrize(
@@ -117,6 +125,24 @@ def test_the_precision_is_bf16_on_gpus_that_have_it_unless_told_otherwise(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation
     )
     assert precision_of(asked, accelerator) == expected
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "dtype"),
+    [
+        ("bf16-mixed", "cuda", torch.bfloat16),
+        ("16-mixed", "cuda", torch.float16),
+        ("32-true", "cuda", None),
+        ("bf16-mixed", "cpu", None),
+    ],
+)
+def test_a_network_is_used_in_the_precision_it_was_trained_in_but_on_a_cpu(
+    monkeypatch, precision, device, dtype
+):
+    asked = []
+    monkeypatch.setattr(torch, "autocast", lambda *arguments: asked.append(arguments))
+    autocast_to(precision, torch.device(device))
+    assert asked == ([] if dtype is None else [(device, dtype)])
 
 
 def test_regions_lie_inside_what_both_views_share_with_edges_of_the_given_share():
