@@ -69,7 +69,7 @@ class Genesis(Method):
         """Distorted views, and the same clean, in [0, 1]: a float32 Tensor[2B, 2, *patch], seen as int32.
 
         As integers, since Fabric rounds floating-point arguments to the precision of the networks, in which
-        the clean voxels would be up to 8 HU off.
+        the clean voxels would be up to 4 HU off.
         """
         clean = normalise(cut(batch.contexts, batch.pairs), config.intensity)
         # The view's own random number, a function of seed, sample and view.
