@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pgl.networks import EncoderSettings, build_encoder, describe, draw_weights, stage_number, stride_at
+from pgl.encoder_settings import EncoderSettings, chosen_levels, stride_at
+from pgl.networks import build_encoder, describe, draw_weights
 
 # nnU-Net's residual U-Nets have one convolution a decoder stage.
 _CONVOLUTIONS = 1
@@ -136,31 +137,6 @@ def recomputed(network: nn.Module, part: Callable[..., Tensor], *inputs: Any) ->
 
     options: dict[str, Any] = {"context_fn": contexts} if norms else {}
     return cast(Tensor, checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False, **options))
-
-
-def chosen_levels(
-    settings: EncoderSettings, level: int, more_levels: Sequence[int], decoder: bool
-) -> list[int]:
-    """The stages by their number from 0, the first one first.
-
-    Raises:
-        ValueError: there is no such stage, or one is chosen twice.
-    """
-    return stages_by_number(
-        len(settings.strides) - int(decoder), level, more_levels, "decoder" if decoder else "encoder"
-    )
-
-
-def stages_by_number(stages: int, level: int, more_levels: Sequence[int], of: str) -> list[int]:
-    """:func:`chosen_levels` of so many stages, ``of`` what they are."""
-    levels = [stage_number(stages, level, "feature_level", of)]
-    levels += [stage_number(stages, one, "more_levels", of) for one in more_levels]
-    if len(set(levels)) < len(levels):
-        raise ValueError(
-            f"method.more_levels must name other stages than method.feature_level {level}, each once, got "
-            f"{list(more_levels)}"
-        )
-    return levels
 
 
 def build_decoder(encoder: Any) -> Any:

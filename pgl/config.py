@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pgl.networks import EncoderSettings, default_encoder
+from pgl.encoder_settings import EncoderSettings, default_encoder
 from pgl.settings import settings_of
 
 Triple = tuple[int, int, int]

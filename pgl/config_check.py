@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from pgl.backbone import chosen_levels
 from pgl.config import ACCELERATORS, PRECISIONS, MethodSettings, PretrainConfig, settled
-from pgl.networks import stride_at
+from pgl.encoder_settings import chosen_levels, stride_at
 
 _DEVICES = re.compile(r"auto|-1|[1-9]\d*|\d+(,\d+)+,?|\d+,")
 

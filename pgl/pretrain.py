@@ -43,17 +43,9 @@ from pgl.config_check import check
 from pgl.files.lock import only_writer, reading
 from pgl.methods.registry import build_method
 from pgl.networks import count_parameters
+from pgl.runs.folder import BEST, INITIAL, LAST, checkpoint_path
 from pgl.settings import to_plain
-from pgl.training.checkpoint import (
-    BEST,
-    INITIAL,
-    LAST,
-    checkpoint_path,
-    keep_last,
-    kept_path,
-    remove_partial,
-    save_checkpoint,
-)
+from pgl.training.checkpoint import keep_last, kept_path, remove_partial, save_checkpoint
 from pgl.training.contexts import Batch, ContextDataset, GlobalBatches, hold_out, make_loader
 from pgl.training.device_feed import on_device
 from pgl.training.devices import devices_of, precision_of, slow_precision

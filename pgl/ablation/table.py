@@ -16,8 +16,9 @@ from pgl.config import PretrainConfig
 from pgl.files.atomic import write_json, write_text
 from pgl.methods.registry import build_method
 from pgl.runs.facts import RunFacts, number, read_run
+from pgl.runs.folder import INITIAL, LAST, checkpoint_path
 from pgl.table_text import csv_text, markdown_table
-from pgl.training.checkpoint import INITIAL, LAST, checkpoint_path, load_checkpoint
+from pgl.training.checkpoint import load_checkpoint
 from pgl.training.contexts import hold_out
 from pgl.training.validation import Validation
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from pgl.config import ACCELERATORS, PRECISIONS, AugmentSettings, IntensitySettings
-from pgl.networks import EncoderSettings
+from pgl.encoder_settings import EncoderSettings
 
 Triple = tuple[int, int, int]
 RANDOM = "random"

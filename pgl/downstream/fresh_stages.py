@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from pgl.backbone import chosen_levels
 from pgl.config import PretrainConfig
 from pgl.downstream.config import FinetuneConfig
-from pgl.export import check_networks
+from pgl.encoder_settings import chosen_levels
 
 
 def check_with_file(config: FinetuneConfig, export: dict[str, Any], stages: int) -> None:
@@ -25,6 +24,8 @@ def check_with_file(config: FinetuneConfig, export: dict[str, Any], stages: int)
     """
     if not config.fresh_stages:
         return
+    from pgl.export import check_networks  # not above: the settings of a comparison need no torch
+
     check_networks(export, config.weights)
     trained = export["network"]["feature_level"] + 1
     if config.fresh_stages > trained:

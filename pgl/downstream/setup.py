@@ -16,10 +16,11 @@ from pgl.downstream.config import FinetuneConfig
 from pgl.downstream.fresh_stages import stages_left_out
 from pgl.downstream.labels import LabelledCache
 from pgl.downstream.network import Loaded, check_stages, is_alias, summary
+from pgl.encoder_settings import default_encoder
 from pgl.export import check_networks
 from pgl.export.decoder import stage_of
 from pgl.files.atomic import write_json
-from pgl.networks import default_encoder, describe
+from pgl.networks import describe
 from pgl.settings import as_plain, differing
 
 # Arguments of the encoder that change none of its values.

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pgl.backbone import stages_by_number
+from pgl.encoder_settings import stages_by_number
 
 # Modules of a stage; the segmentation layers are nobody's who pretrains.
 PARTS = ("stages", "transpconvs")

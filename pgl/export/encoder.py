@@ -42,7 +42,8 @@ from pgl.export.decoder import decoder_level, trained_of_decoder
 from pgl.files.atomic import atomic_path
 from pgl.files.safe_load import check_header, safe_load
 from pgl.networks import ENCODER_CLASS, build_encoder
-from pgl.training.checkpoint import checkpoint_path, load_checkpoint
+from pgl.runs.folder import checkpoint_path
+from pgl.training.checkpoint import load_checkpoint
 
 FORMAT = "pgl-encoder"
 FORMAT_VERSION = 1

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from pgl.encoder_settings import EncoderSettings
 from pgl.export.encoder import listed
 from pgl.export.plans import differences, read_configuration, read_json
-from pgl.networks import EncoderSettings, describe
+from pgl.networks import describe
 
 
 def pretraining_settings(

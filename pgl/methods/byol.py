@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pgl.backbone import Backbone
 from pgl.config import MethodSettings
+from pgl.encoder_settings import EncoderSettings
 from pgl.methods.base import Method
 from pgl.methods.heads import compile_head, hidden_norm
-from pgl.networks import EncoderSettings
 from pgl.views import ViewPairs
 from pgl_ops import voxel_cosine_loss
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from pgl.augment import augment, normalise
-from pgl.backbone import Backbone, build_decoder, chosen_levels, recomputed
+from pgl.backbone import Backbone, build_decoder, recomputed
 from pgl.config import IntensitySettings, MethodSettings, PretrainConfig
+from pgl.encoder_settings import EncoderSettings, chosen_levels
 from pgl.methods.base import Method
 from pgl.methods.genesis_transforms import distort, sample_distortion
-from pgl.networks import EncoderSettings
 from pgl.training.contexts import Batch
 from pgl.views import ViewPairs, cut
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from pgl.backbone import Backbone
 from pgl.config import MethodSettings
+from pgl.encoder_settings import EncoderSettings
 from pgl.methods.base import Method
 from pgl.methods.decorrelation import decorrelation
 from pgl.methods.heads import compile_head, hidden_norm
-from pgl.networks import EncoderSettings
 from pgl.views import ViewPairs, assumed, numbered, scale_of
 from pgl_ops import aligned_cosine_loss3d
 

@@ -22,8 +22,8 @@ from pgl.pictures.examples import (
 from pgl.pictures.features import FeaturePicture, SlicePicture, draw_features
 from pgl.pictures.views import PairPicture, draw_views, outline
 from pgl.runs.facts import read_metrics
-from pgl.runs.folder import refuse_fine_tuning
-from pgl.training.checkpoint import INITIAL, LAST, checkpoint_path, load_checkpoint
+from pgl.runs.folder import INITIAL, LAST, checkpoint_path, refuse_fine_tuning
+from pgl.training.checkpoint import load_checkpoint
 from pgl.training.metrics import chance
 from pgl.views import Triple
 

@@ -18,9 +18,9 @@ from pgl.files.atomic import write_text
 from pgl.files.lock import only_writer
 from pgl.processes.safe_path import environment
 from pgl.processes.worker_signals import handled_by
-from pgl.runs.folder import CONFIG
+from pgl.runs.folder import CONFIG, LAST, checkpoint_path
 from pgl.settings import to_plain
-from pgl.training.checkpoint import LAST, checkpoint_path, load_checkpoint
+from pgl.training.checkpoint import load_checkpoint
 
 _running: set[subprocess.Popen[bytes]] = set()
 _lock = threading.Lock()

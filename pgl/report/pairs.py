@@ -20,7 +20,8 @@ from pgl.pictures.examples import (
 )
 from pgl.pictures.show import note_of_view
 from pgl.report.sprites import colour_sprite, difference_sprite, grey_sprite
-from pgl.training.checkpoint import INITIAL, LAST, checkpoint_path, load_checkpoint
+from pgl.runs.folder import INITIAL, LAST, checkpoint_path
+from pgl.training.checkpoint import load_checkpoint
 
 # Voxels of all grey and difference sprites together, if they pack as CT does: half a byte a voxel as PNG, and
 # a third more in the page. Pictures that pack worse are made again, smaller.

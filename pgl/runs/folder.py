@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from pgl.files.lock import is_empty_but_for_locks
@@ -11,6 +12,13 @@ METRICS, LOG, ENVIRONMENT, CONFIG, TENSORBOARD = (
     "metrics.jsonl", "log.txt", "environment.json", "config.yaml", "tensorboard",
 )  # fmt: skip
 SPLIT = "split.json"  # of fine-tunings alone
+CHECKPOINTS = "checkpoints"
+INITIAL, LAST, BEST = "initial.pt", "last.pt", "best.pt"
+
+
+def checkpoint_path(run: str | os.PathLike[str], name: str = BEST) -> Path:
+    """Where checkpoint ``name`` (``initial.pt``, ``last.pt`` or ``best.pt``) of the run's folder lies."""
+    return Path(run) / CHECKPOINTS / name
 
 
 def refuse_what_is_no_run(folder: Path) -> None:

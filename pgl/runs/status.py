@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pgl.runs.facts import RunFacts, number, read_run
-from pgl.runs.folder import METRICS
+from pgl.runs.folder import LAST, METRICS, checkpoint_path
 from pgl.runs.words import duration
-from pgl.training.checkpoint import LAST, checkpoint_path
 
 # Speed is taken over this many last lines: enough to even out, few enough to follow a change.
 _RECENT_LINES = 50

@@ -36,11 +36,10 @@ import torch
 
 from pgl.files.atomic import PARTIAL_PREFIX, atomic_path
 from pgl.files.safe_load import check_header, safe_load
+from pgl.runs.folder import CHECKPOINTS, INITIAL, LAST, checkpoint_path
 
 FORMAT = "pgl-checkpoint"
 FORMAT_VERSION = 1
-FOLDER = "checkpoints"
-INITIAL, LAST, BEST = "initial.pt", "last.pt", "best.pt"
 
 _KEYS = [
     "pgl_ops_version",
@@ -60,11 +59,6 @@ _KEYS = [
 ]
 _KEPT = re.compile(r"step-(\d+)\.pt")
 _ADVICE = "restore it from a copy, or take another checkpoint of the run"
-
-
-def checkpoint_path(run: str | os.PathLike[str], name: str = BEST) -> Path:
-    """Where checkpoint ``name`` (``initial.pt``, ``last.pt`` or ``best.pt``) of the run's folder lies."""
-    return Path(run) / FOLDER / name
 
 
 def save_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
@@ -127,7 +121,7 @@ def keep_last(run: str | os.PathLike[str], step: int, most: int) -> Path:
 
 def remove_partial(run: str | os.PathLike[str]) -> None:
     """Delete what a killed run left half written."""
-    for folder in (Path(run), Path(run) / FOLDER):
+    for folder in (Path(run), Path(run) / CHECKPOINTS):
         for file in folder.glob(f"{PARTIAL_PREFIX}*"):
             with suppress(OSError):
                 file.unlink()

@@ -12,12 +12,21 @@ from torch.optim import Optimizer
 import pgl
 from pgl.cache.volumes import VolumeCache
 from pgl.config import PretrainConfig
+from pgl.encoder_settings import stride_at
 from pgl.files.lock import is_empty_but_for_locks
 from pgl.methods.base import Method
-from pgl.networks import describe, stride_at
-from pgl.runs.folder import METRICS, cases_of, refuse_what_is_no_run, steps_measured
+from pgl.networks import describe
+from pgl.runs.folder import (
+    BEST,
+    LAST,
+    METRICS,
+    cases_of,
+    checkpoint_path,
+    refuse_what_is_no_run,
+    steps_measured,
+)
 from pgl.settings import by_name, differing, since_then, to_plain
-from pgl.training.checkpoint import BEST, LAST, checkpoint_path, load_checkpoint
+from pgl.training.checkpoint import load_checkpoint
 from pgl.training.contexts import hold_out
 
 # Settings that a resumed run may change: they move the work elsewhere without changing what is computed.

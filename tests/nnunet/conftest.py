@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgl.networks import EncoderSettings
+from pgl.encoder_settings import EncoderSettings
 from tests.pgl.encoder_files import encoder_file
 
 DATASET = "Dataset001_Blobs"

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from pgl.encoder_settings import EncoderSettings
 from pgl.export import load_encoder, read_export
 from pgl.export.from_plans import pretraining_settings
 from pgl.export.nnunet import count_classes, export_nnunet
-from pgl.networks import EncoderSettings
 from tests.nnunet.conftest import Dataset, nnunet
 from tests.pgl.encoder_files import INTENSITY, encoder_file
 

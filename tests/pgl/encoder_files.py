@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from pgl.backbone import build_decoder
+from pgl.encoder_settings import EncoderSettings
 from pgl.export.decoder import trained_of_decoder
 from pgl.export.encoder import FORMAT, FORMAT_VERSION
-from pgl.networks import EncoderSettings, build_encoder, describe
+from pgl.networks import build_encoder, describe
 
 UNET = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 INTENSITY = {"clip_hu": [-1024.0, 325.0], "mean_hu": -158.58, "std_hu": 324.70}

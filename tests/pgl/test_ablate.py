@@ -29,9 +29,9 @@ from pgl.methods.pgl import PGL
 from pgl.networks import seeded_module
 from pgl.pretrain import pretrain
 from pgl.runs.facts import read_run
-from pgl.runs.folder import cases_of
+from pgl.runs.folder import LAST, cases_of, checkpoint_path
 from pgl.settings import to_plain
-from pgl.training.checkpoint import LAST, checkpoint_path, load_checkpoint
+from pgl.training.checkpoint import load_checkpoint
 from pgl.training.validation import Validation
 from tests.patience import PATIENCE_S, wait_until
 

@@ -10,7 +10,8 @@ from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 
 from pgl.backbone import Backbone
-from pgl.networks import seeded_module, stride_at
+from pgl.encoder_settings import stride_at
+from pgl.networks import seeded_module
 
 from .training_data import small_encoder
 

@@ -34,8 +34,9 @@ from pgl.pictures.show import show
 from pgl.pretrain import pretrain
 from pgl.report import write_report
 from pgl.runs.facts import read_run
+from pgl.runs.folder import LAST, checkpoint_path
 from pgl.settings import to_plain
-from pgl.training.checkpoint import LAST, checkpoint_path, load_checkpoint
+from pgl.training.checkpoint import load_checkpoint
 from pgl.training.contexts import ContextDataset, collate
 from pgl.training.validation import Validation
 from pgl.views import sample_view_pairs

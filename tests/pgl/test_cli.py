@@ -393,6 +393,20 @@ def test_help_loads_no_heavy_library(tmp_path):
     assert done.stderr == "set()\n"
 
 
+def test_what_a_command_can_do_and_how_a_run_does_are_told_without_torch(tmp_path):
+    """It takes seconds to load."""
+    program = (
+        "import sys; from pgl.cli import commands\n"
+        "for name in commands.COMMANDS: commands.main([name, '--help'])\n"
+        f"commands.main(['status', {str(tmp_path / 'run')!r}])\n"
+        "commands.main(['pretrain', '--views.crop_scale', 'x'])\n"
+        "sys.exit(f'torch: {\"torch\" in sys.modules}')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=_environment())
+    told = done.stderr.splitlines()
+    assert "no run at" in told[0] and "crop_scale" in told[1] and told[2:] == ["torch: False"]
+
+
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)

@@ -28,8 +28,9 @@ from pgl.downstream.config import PatchSettings
 from pgl.downstream.setup import check_patch
 from pgl.export import read_export
 from pgl.networks import describe
+from pgl.runs.folder import INITIAL, checkpoint_path
 from pgl.settings import refuse_other_settings, to_plain
-from pgl.training.checkpoint import INITIAL, checkpoint_path, load_checkpoint
+from pgl.training.checkpoint import load_checkpoint
 
 from .comparisons import comparison, run_here, silently
 from .labelled_data import labelled_cache, small_finetune

@@ -23,7 +23,7 @@ from pgl.downstream.resume import LAST as LAST_OF_TUNING
 from pgl.downstream.train import finetune
 from pgl.export import read_export
 from pgl.pretrain import pretrain
-from pgl.training.checkpoint import LAST, checkpoint_path
+from pgl.runs.folder import LAST, checkpoint_path
 
 from .comparisons import comparison, run_here, silently
 from .labelled_data import labelled_cache, small_finetune

@@ -22,7 +22,8 @@ from pgl.export.nnssl import export_nnssl
 from pgl.export.nnunet import export_nnunet
 from pgl.networks import build_encoder, describe
 from pgl.pretrain import pretrain
-from pgl.training.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
+from pgl.runs.folder import BEST, INITIAL, LAST, checkpoint_path
+from pgl.training.checkpoint import load_checkpoint
 from tests.pgl.encoder_files import small_plans, write_plans
 from tests.pgl.training_data import make_cache, small_config, small_encoder
 

@@ -18,11 +18,11 @@ from torch import nn
 
 from pgl.cli import main
 from pgl.config import PretrainConfig
+from pgl.encoder_settings import EncoderSettings
 from pgl.export import load_encoder
 from pgl.export.from_plans import pretraining_settings
 from pgl.export.nnunet import count_classes, export_nnunet
 from pgl.export.plans import differences, read_configuration
-from pgl.networks import EncoderSettings
 from pgl.settings import instantiated
 from tests.pgl.encoder_files import INTENSITY, encoder_file, small_plans, write_plans
 from tests.pgl.training_data import small_encoder

@@ -21,10 +21,11 @@ from torch import nn
 from pgl import pretrain as module
 from pgl.config import PretrainConfig
 from pgl.pretrain import pretrain
+from pgl.runs.folder import LAST, checkpoint_path
 from pgl.settings import to_plain
 from pgl.training import process_group
 from pgl.training.batch_norm import over_all_processes
-from pgl.training.checkpoint import LAST, checkpoint_path, load_checkpoint
+from pgl.training.checkpoint import load_checkpoint
 from tests.patience import PATIENCE_S, wait_until
 
 from .training_data import make_cache, small_config

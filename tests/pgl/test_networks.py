@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from pgl.networks import build_encoder, default_encoder, describe, stride_at
+from pgl.encoder_settings import default_encoder, stride_at
+from pgl.networks import build_encoder, describe
 
 from .training_data import small_encoder
 

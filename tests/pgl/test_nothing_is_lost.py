@@ -21,8 +21,9 @@ from pgl.cache.integrity import DamagedCase
 from pgl.cache.volumes import VolumeCache
 from pgl.config import PretrainConfig
 from pgl.pretrain import pretrain
+from pgl.runs.folder import BEST, INITIAL, LAST, checkpoint_path
 from pgl.settings import to_plain
-from pgl.training.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
+from pgl.training.checkpoint import load_checkpoint
 from tests.patience import PATIENCE_S
 
 from .test_pretrain import assert_same_weights, interrupt_after, lines

@@ -21,8 +21,9 @@ from pgl.cache.volumes import CacheWriter
 from pgl.config import from_plain
 from pgl.networks import build_encoder
 from pgl.pretrain import pretrain
+from pgl.runs.folder import BEST, INITIAL, LAST, checkpoint_path
 from pgl.settings import to_plain
-from pgl.training.checkpoint import BEST, INITIAL, LAST, checkpoint_path, load_checkpoint
+from pgl.training.checkpoint import load_checkpoint
 from pgl.training.record import write_environment
 from tests.patience import PATIENCE_S, wait_until
 

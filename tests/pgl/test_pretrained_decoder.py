@@ -25,7 +25,8 @@ from pgl.export.nnssl import export_nnssl
 from pgl.export.nnunet import export_nnunet
 from pgl.networks import constructor_arguments
 from pgl.pretrain import pretrain
-from pgl.training.checkpoint import LAST, checkpoint_path, load_checkpoint
+from pgl.runs.folder import LAST, checkpoint_path
+from pgl.training.checkpoint import load_checkpoint
 
 from .comparisons import comparison, run_here, silently
 from .encoder_files import small_plans, write_plans

@@ -11,8 +11,8 @@ import yaml
 
 from pgl.cli import main
 from pgl.downstream.labels import LabelledCache
+from pgl.encoder_settings import default_encoder
 from pgl.labels.store import read_label_volume
-from pgl.networks import default_encoder
 from tests.pgl import labelled_trees as trees
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

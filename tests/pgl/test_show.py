@@ -20,7 +20,7 @@ from pgl.pictures.style import Sheet, window
 from pgl.pictures.views import PairPicture, outline
 from pgl.pretrain import pretrain
 from pgl.runs.facts import read_metrics
-from pgl.training.checkpoint import INITIAL, LAST, checkpoint_path
+from pgl.runs.folder import INITIAL, LAST, checkpoint_path
 from pgl.views import ViewPairs, cut, sample_view_pairs, shared_region
 from tests.pgl.training_data import make_cache, small_config
 

@@ -10,8 +10,9 @@ import pytest
 
 import pgl.pretrain
 from pgl.cli import main
+from pgl.runs.folder import LAST, checkpoint_path
 from pgl.runs.status import Status, status_of
-from pgl.training.checkpoint import LAST, checkpoint_path, save_checkpoint
+from pgl.training.checkpoint import save_checkpoint
 
 from .run_files import training_line, validation_line, write_run
 from .training_data import make_cache, small_config

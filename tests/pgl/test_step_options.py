@@ -20,8 +20,9 @@ from pgl.pictures import curves
 from pgl.pictures.show import show
 from pgl.pretrain import pretrain
 from pgl.report import write_report
+from pgl.runs.folder import LAST, checkpoint_path
 from pgl.training import step as module
-from pgl.training.checkpoint import LAST, checkpoint_path, load_checkpoint
+from pgl.training.checkpoint import load_checkpoint
 from pgl.training.devices import autocast_to, precision_of, slow_precision
 from pgl.views import ViewPairs, place, sample_regions, sample_view_pairs, shared_region
 

@@ -15,7 +15,7 @@ from pgl.config import (
     ValidationSettings,
     ViewSettings,
 )
-from pgl.networks import EncoderSettings
+from pgl.encoder_settings import EncoderSettings
 
 SMALL_VIEWS = ViewSettings(patch_size=(4, 16, 16), context_size=(8, 28, 28))
 
