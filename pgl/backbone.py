@@ -99,23 +99,24 @@ class Backbone(nn.Module):
             def raise_one(below: Tensor, skip: Tensor, up: Any = up, stage: Any = stage) -> Tensor:
                 return cast(Tensor, stage(torch.cat((up(below), skip), 1)))
 
-            found[level] = self._run(raise_one, found[level + 1], skips[level])
+            found[level] = self._run(raise_one, found[level + 1], skips[level], of=(up, stage))
         return found
 
-    def _run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def _run(self, part: Any, *inputs: Tensor, of: Sequence[nn.Module] = ()) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            return recomputed(self, part, *inputs)
-        return part(*inputs)
+            return recomputed(of or (part,), part, *inputs)
+        return cast(Tensor, part(*inputs))
 
 
-def recomputed(network: nn.Module, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
+def recomputed(of: Sequence[nn.Module], part: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """``part(*inputs)``, of which nothing inside is kept: it is computed again in the backward pass.
 
-    Nothing in it may be random. The running statistics of ``network``, which ``part`` is of, count once.
+    Nothing in it may be random. Running statistics of the modules that ``part`` is made ``of`` count once.
     """
     norms = [
         one
-        for one in network.modules()
+        for module in of
+        for one in module.modules()
         if isinstance(one, nn.modules.batchnorm._BatchNorm) and one.track_running_stats
     ]
 

@@ -62,7 +62,7 @@ class Genesis(Method):
         by_stage = sorted(zip(self.backbone.levels, self.backbone.maps(distorted), strict=True))
         skips = [features for _, features in by_stage]
         if self.backbone.recompute and torch.is_grad_enabled():
-            return recomputed(self.decoder, self.decoder, skips)
+            return recomputed((self.decoder,), self.decoder, skips)
         return self.decoder(skips)  # type: ignore[no-any-return]
 
     def inputs(self, batch: Batch, config: PretrainConfig) -> Tensor:
